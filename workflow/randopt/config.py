@@ -1,0 +1,151 @@
+"""The configuration: schema, defaults, and the rules that span several keys.
+
+Imported whenever the Snakefile is parsed, so nothing heavy may be imported here.
+"""
+
+import copy
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randopt.errors import UserError
+
+SCHEMA_PATH = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON schema, which is also the documentation of every key."""
+    return yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """A configuration file as a mapping; UserError when it is missing or no YAML mapping."""
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {type(found).__name__}, expected a mapping of configuration keys.")
+    return found
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` checked against the schema and the cross-field rules, with every default filled in.
+
+    Raises UserError that lists every mistake, each with its key, its value and the remedy.
+    """
+    schema = load_schema()
+    resolved = copy.deepcopy(dict(config))
+    mistakes = _schema_mistakes(resolved, schema)
+    if not mistakes:
+        _fill_defaults(resolved, schema)
+        ensemble = resolved["ensemble"]
+        ensemble["members"] = ensemble["members"] or max(ensemble["top_k"])
+        mistakes = _cross_field_mistakes(resolved)
+    if mistakes:
+        listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
+        raise UserError(f"the configuration cannot be used:\n{listing}\nEvery key is explained in config/README.md.")
+    return resolved
+
+
+def _fill_defaults(value: Any, schema: Mapping[str, Any]) -> None:
+    """Fill in the defaults of `schema`, in place, at every depth."""
+    if isinstance(value, dict):
+        for key, child in schema.get("properties", {}).items():
+            if "default" in child:
+                value.setdefault(key, copy.deepcopy(child["default"]))
+            if key in value:
+                _fill_defaults(value[key], child)
+    elif isinstance(value, list) and "items" in schema:
+        for element in value:
+            _fill_defaults(element, schema["items"])
+
+
+def _schema_mistakes(config: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    import jsonschema  # 0.1 s: only where a configuration is really checked
+
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.absolute_path)))
+    return [mistake for error in errors for mistake in _explain(error)]
+
+
+def _explain(error: Any) -> list[str]:
+    """Schema errors in a user's words: the key, what was given, what is expected."""
+    key = ".".join(str(part) for part in error.absolute_path) or "the configuration"
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema["properties"])
+        unknown = [name for name in error.instance if name not in known]
+        lines = []
+        for name in unknown:
+            full = name if key == "the configuration" else f"{key}.{name}"
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
+            lines.append(f"unknown key {full!r} (value {error.instance[name]!r}): {hint}")
+        return lines
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return [f"{key}: the key {name!r} is missing; add it." for name in missing]
+    expected = {
+        "enum": lambda: f"one of {', '.join(map(str, error.validator_value))}",
+        "type": lambda: f"of type {error.validator_value}",
+        "minimum": lambda: f"at least {error.validator_value}",
+        "exclusiveMinimum": lambda: f"greater than {error.validator_value}",
+        "exclusiveMaximum": lambda: f"less than {error.validator_value}",
+        "minItems": lambda: f"a list with at least {error.validator_value} element(s)",
+        "pattern": lambda: f"text of the form {error.validator_value}",
+    }.get(error.validator, lambda: error.message)()
+    about = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+    return [f"{key}: {error.instance!r} was given, expected {expected}. {about}".strip()]
+
+
+def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:
+    """Rules that no schema can say."""
+    search, ensemble = config["search"], config["ensemble"]
+    total, members = search["candidates"], ensemble["members"]
+    mistakes = []
+    for sigma in search["sigmas"]:
+        if not (math.isfinite(sigma) and sigma > 0):
+            mistakes.append(
+                f"search.sigmas: {sigma} was given, expected finite numbers above 0 (the base itself is a control)."
+            )
+    repeated = sorted({sigma for sigma in search["sigmas"] if search["sigmas"].count(sigma) > 1})
+    if repeated:
+        mistakes.append(f"search.sigmas: {repeated} stands more than once; give each σ once.")
+    if search["shard_size"] > total:
+        mistakes.append(
+            f"search.shard_size: {search['shard_size']} is more than search.candidates = {total}; "
+            f"use {total} or less."
+        )
+    too_large = [prefix for prefix in search["prefixes"] if prefix > total]
+    if too_large:
+        mistakes.append(
+            f"search.prefixes: {too_large} exceed search.candidates = {total}; a prefix is a part of the plan."
+        )
+    too_large = [top_k for top_k in ensemble["top_k"] if top_k > members]
+    if too_large:
+        mistakes.append(
+            f"ensemble.top_k: {too_large} exceed ensemble.members = {members}; raise members to {max(too_large)} "
+            "(its new members then answer the confirm and test items)."
+        )
+    smallest = min([total, *search["prefixes"]])
+    if members > smallest:
+        mistakes.append(
+            f"ensemble.top_k / ensemble.members: K = {members} is more than N = {smallest} candidates; "
+            "lower K or raise search.candidates (and drop smaller search.prefixes)."
+        )
+    if search["first_seed"] + total > 2**64:
+        mistakes.append(f"search.first_seed: {search['first_seed']} + N passes 2**64; choose a smaller one.")
+    for field, names in (
+        ("models", [model["name"] for model in config["models"]]),
+        ("tasks", [task if isinstance(task, str) else task["name"] for task in config["tasks"]]),
+    ):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated and field == "models":
+            mistakes.append(f"{field}: the name(s) {repeated} stand more than once; names label folders.")
+    return mistakes

@@ -1,0 +1,44 @@
+"""From chat messages to token ids, and the order in which they are batched."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from randopt.engines import Item
+from randopt.errors import UserError
+
+
+def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
+    """Token ids of the item's prompt, ready for the answer to follow.
+
+    `chat_template` auto applies the tokenizer's template exactly when it has one: a property of
+    the tokenizer, never of the model's name. Without one the contents are joined by blank lines.
+    """
+    if chat_template == "always" and not tokenizer.chat_template:
+        raise UserError(
+            "models.chat_template: 'always' was given, but the tokenizer has no chat template; use auto or never."
+        )
+    if tokenizer.chat_template and chat_template != "never":
+        messages = [{"role": role, "content": content} for role, content in item.messages]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    text = "\n\n".join(content for _, content in item.messages)
+    return tokenizer(text)["input_ids"]
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all prompts share, at least one token of each left over."""
+    first, last = min(prompts), max(prompts)  # the extremes of the lexicographic order differ first
+    limit = min(len(prompt) for prompt in prompts) - 1
+    for position in range(limit):
+        if first[position] != last[position]:
+            return position
+    return max(limit, 0)
+
+
+def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of the prompts in batches of `size`, longest first, so that little is padded.
+
+    The longest come first so that memory runs out at the start or never.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + size] for start in range(0, len(order), size)]

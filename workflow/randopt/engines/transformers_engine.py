@@ -1,0 +1,203 @@
+"""Engine `transformers`: batched generation on the CPU or one CUDA device.
+
+The decoding loop is ours rather than `model.generate`, for three things that the search needs:
+the prompts' common prefix is computed once per candidate, finished rows leave the batch, and
+completions are handed out as they finish and can be abandoned. Decoding is plain greedy or
+temperature sampling: penalties in a model's generation_config are not applied.
+"""
+
+import copy
+import fnmatch
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+import transformers
+
+from randopt import noise
+from randopt.engines import Completion, EngineSettings, Item
+from randopt.engines.prompts import batches, shared_prefix, token_ids
+from randopt.engines.sampling import next_tokens
+from randopt.errors import UserError
+from randopt.models import checkpoint
+from randopt.models.prepare import Manifest
+from randopt.requests import Decoding, Perturbation
+
+log = logging.getLogger(__name__)
+
+COMPACT_AT = 0.875  # finished rows leave once an eighth of the batch is done; each removal copies the cache
+
+
+class TransformersEngine:
+    """One causal language model with its pristine base beside it."""
+
+    def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
+        torch.set_num_threads(settings.threads)
+        transformers.utils.logging.disable_progress_bar()
+        self.settings = settings
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, settings.dtype)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(manifest.folder, local_files_only=True)
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            manifest.folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        self._model.eval().requires_grad_(False).to(self.device)
+        self._base = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in checkpoint.tensors(manifest.folder, manifest.tensors)
+        }
+        self._live = _live_tensors(self._model, self._base)
+        self._perturbed = [
+            name
+            for name, tensor in self._base.items()
+            if tensor.is_floating_point() and not any(fnmatch.fnmatchcase(name, p) for p in settings.exclude)
+        ]
+        if not self._perturbed:
+            raise UserError(f"models.exclude: {list(settings.exclude)} excludes every tensor of the model.")
+        self._current: Perturbation = ()
+        self._end = _end_tokens(self._model, self._tokenizer)
+        self._prompts: dict[Item, list[int]] = {}
+        # a sliding window counts cache slots, padding included, so there only whole prompts are safe
+        kinds = set(getattr(self._model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        self._share_prefix = kinds == {"full_attention"}
+
+    @torch.inference_mode()
+    def set_weights(self, perturbation: Perturbation) -> None:
+        """Make the weights base + Σ coefficient·ε(seed); nothing is done when they already are."""
+        if perturbation == self._current:
+            return
+        self._current = ((0, float("nan")),)  # equals nothing: a failure half-way is never mistaken for done
+        for name in self._perturbed:
+            live, base = self._live[name], self._base[name]
+            if not perturbation:
+                live.copy_(base)
+            elif live.device.type == "cpu":
+                noise.perturb(base, name, perturbation, law=self.settings.law, out=live)
+            else:
+                live.copy_(noise.perturb(base, name, perturbation, law=self.settings.law), non_blocking=True)
+        self._current = perturbation
+
+    def weights_digest(self) -> str:
+        """Digest of the live tensors under their checkpoint names."""
+        return checkpoint.weights_digest(self._live.items())
+
+    @torch.inference_mode()
+    def generate(self, items: Sequence[Item], decoding: Decoding) -> Iterator[Completion]:
+        """Completions of the items as they finish. Equal calls give equal texts on one machine."""
+        prompts = [self._tokens(item) for item in items]
+        prefix = shared_prefix(prompts) if self._share_prefix and len(prompts) > 1 else 0
+        cache = transformers.DynamicCache(config=self._model.config)
+        if prefix:
+            ids = torch.tensor([prompts[0][:prefix]], device=self.device)
+            self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for batch in batches([len(prompt) for prompt in prompts], self.settings.batch_size):
+            rows = copy.deepcopy(cache)
+            if prefix:
+                rows.batch_repeat_interleave(len(batch))
+            chosen = [prompts[index] for index in batch]
+            yield from self._generate_batch([items[index] for index in batch], chosen, prefix, rows, decoding)
+
+    def _generate_batch(
+        self,
+        items: Sequence[Item],
+        prompts: Sequence[Sequence[int]],
+        prefix: int,
+        cache: transformers.Cache,
+        decoding: Decoding,
+    ) -> Iterator[Completion]:
+        """One batch: left padding between the shared prefix and the prompt's rest, then a token a step."""
+        ids, mask = _left_padded([prompt[prefix:] for prompt in prompts], prefix, self._end[0], self.device)
+        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)[:, prefix:]
+        texts: list[list[int]] = [[] for _ in items]
+        live = list(range(len(items)))  # row of the cache -> position in `items`
+        running = list(live)  # the same, finished rows taken out
+        end = torch.tensor(self._end, device=self.device)
+        for step in range(self.settings.max_tokens):
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            tokens = next_tokens(logits, decoding, [items[row].item_id for row in live], step)
+            ended = torch.isin(tokens, end).tolist()
+            still = set(running)
+            for row, token, over in zip(live, tokens.tolist(), ended, strict=True):
+                if row not in still:
+                    continue
+                texts[row].append(token)
+                if over or step + 1 == self.settings.max_tokens:
+                    still.discard(row)
+                    yield self._completion(items[row], prompts[row], texts[row], over)
+            running = [row for row in running if row in still]
+            if not running:
+                return
+            if len(running) <= COMPACT_AT * len(live):
+                keep = torch.tensor([i for i, row in enumerate(live) if row in still], device=self.device)
+                cache.batch_select_indices(keep)
+                tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
+                live = list(running)
+            ids = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+    def _completion(self, item: Item, prompt: Sequence[int], tokens: Sequence[int], ended: bool) -> Completion:
+        text = self._tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        return Completion(item.item_id, text, "stop" if ended else "length", len(prompt), len(tokens))
+
+    def _tokens(self, item: Item) -> list[int]:
+        """The item's prompt; tokenised once, not once per candidate."""
+        if item not in self._prompts:
+            self._prompts[item] = token_ids(self._tokenizer, item, self.settings.chat_template)
+        return self._prompts[item]
+
+
+def _left_padded(
+    rests: Sequence[Sequence[int]], prefix: int, pad: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, S] and attention mask [B, prefix + S] of prompts without their shared prefix."""
+    width = max(len(rest) for rest in rests)
+    ids = torch.full((len(rests), width), pad, dtype=torch.long)
+    mask = torch.ones((len(rests), prefix + width), dtype=torch.long)
+    for row, rest in enumerate(rests):
+        ids[row, width - len(rest) :] = torch.tensor(rest)
+        mask[row, prefix : prefix + width - len(rest)] = 0
+    return ids.to(device), mask.to(device)
+
+
+def _live_tensors(
+    model: torch.nn.Module, base: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The model's tensors under the checkpoint's names; UserError where the two do not correspond."""
+    state = model.state_dict(keep_vars=True)
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    live = {}
+    for name, tensor in base.items():
+        # a checkpoint of the bare backbone lacks the prefix that the language-model class adds
+        found = state.get(name, state.get(prefix + name))
+        if found is None and not tensor.is_floating_point():
+            continue
+        if found is None or found.shape != tensor.shape:
+            held = "no tensor of that name" if found is None else f"shape {tuple(found.shape)}"
+            raise UserError(
+                f"engine.name: transformers holds {type(model).__name__} in another layout than its checkpoint "
+                f"({name}: checkpoint {tuple(tensor.shape)}, in memory {held}); it cannot be perturbed faithfully."
+            )
+        live[name] = found.data
+    covered = {tensor.data_ptr() for tensor in live.values()}
+    strangers = [name for name, p in model.named_parameters() if p.data_ptr() not in covered]
+    if strangers:
+        raise UserError(f"the checkpoint has no weights for {strangers[:5]} of {type(model).__name__}.")
+    return live
+
+
+def _end_tokens(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a completion: the generation config's and the tokenizer's."""
+    declared = model.generation_config.eos_token_id if model.generation_config else None
+    found = declared if isinstance(declared, list) else [declared]
+    ends = list(dict.fromkeys(t for t in [*found, tokenizer.eos_token_id] if t is not None))
+    if not ends:
+        raise UserError("the model declares no end-of-text token (eos_token_id); add it to generation_config.json.")
+    return ends

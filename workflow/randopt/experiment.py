@@ -1,0 +1,201 @@
+"""From a resolved configuration to runs: their identity, folders and shards.
+
+Imported whenever the Snakefile is parsed: pure Python, no table and no weight is touched.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randopt import layout
+from randopt.canonical import short_hash
+from randopt.errors import UserError
+from randopt.files import write_text_atomic
+from randopt.models import source as model_source
+from randopt.noise import NOISE_VERSION
+from randopt.tasks import spec as task_spec
+from randopt.tasks.scorers import SCORERS
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model × one task × everything that changes completions, and what is asked of it here."""
+
+    description: Mapping[str, Any]  # content of run.yaml
+    task: task_spec.TaskSpec
+    model_id: str
+    task_id: str
+    candidates: int
+    prefixes: tuple[int, ...]  # every N that is reported, ascending, `candidates` last
+    members: int
+    controls: str  # stage of the controls
+
+    @property
+    def run_id(self) -> str:
+        """Ten hex digits of the identity."""
+        return self.description["run_id"]
+
+    @property
+    def name(self) -> str:
+        """MODEL/TASK/RUN_ID, the run's folder below results/."""
+        return f"{self.description['model']['name']}/{self.task.label}/{self.run_id}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return layout.RESULTS / self.name
+
+    @property
+    def scorer(self) -> dict[str, Any]:
+        """Name and version of the scorer: what decides whether scores are current."""
+        return {"name": self.task.scorer, "version": SCORERS[self.task.scorer].version}
+
+    def rows(self, stage: str) -> int:
+        """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""
+        return {
+            "search": self.candidates,
+            "controls": 2 + self.members,
+            "random": self.members,
+            "members": self.members,
+        }[layout.stage_kind(stage)]
+
+    def shards(self, stage: str, rows: int | None = None) -> list[layout.Shard]:
+        """The shards of a stage, or those that hold its first `rows` requests."""
+        found = layout.shards(self.rows(stage), layout.stage_shard_size(self.description, stage))
+        return [shard for shard in found if rows is None or shard[0] < rows]
+
+    def stages(self) -> list[str]:
+        """Every stage that needs the accelerator, in the order data flows."""
+        members = [f"{layout.prefix_name(n)}/members" for n in self.prefixes]
+        return [self.controls, "search", "random", *members]
+
+
+    def stages_before(self, stage: str) -> list[str]:
+        """Stages whose completions a members stage may take over, done before it starts."""
+        if layout.stage_kind(stage) != "members":
+            return []
+        smaller = [f"{layout.prefix_name(n)}/members" for n in self.prefixes]
+        return ["random", *smaller[: smaller.index(stage)]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A resolved configuration and its runs."""
+
+    config: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    models: Mapping[str, Mapping[str, Any]]  # model_id -> {source, dtype}
+    tasks: Mapping[str, task_spec.TaskSpec]  # task_id -> task
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return layout.RESULTS / "experiments" / self.config["experiment"]
+
+
+def build(config: Mapping[str, Any], root: Path) -> Experiment:
+    """The experiment of a resolved configuration; paths in it are taken from `root`.
+
+    Raises UserError for an unknown task, scorer or model, or a shard size that contradicts an
+    existing run's.
+    """
+    runs, models, tasks = [], {}, {}
+    for model in config["models"]:
+        source = model_source.parse(model["source"], root)
+        model_identity = {**source.identity(), "dtype": model["dtype"]}
+        model_id = f"{model['name']}-{short_hash(model_identity)}"
+        models[model_id] = {"source": model["source"], "dtype": model["dtype"]}
+        for entry in config["tasks"]:
+            task = task_spec.load_task(entry, root / "config" / "tasks")
+            task_identity = task_spec.identity(task)
+            task_id = f"{task.label}-{short_hash(task_identity)}"
+            tasks[task_id] = task
+            runs.append(_run(config, model, model_identity, model_id, task, task_identity, task_id))
+    for run in runs:
+        _check_shard_size(run)
+    return Experiment(config, tuple(runs), models, tasks)
+
+
+def describe(experiment: Experiment) -> None:
+    """Write the resolved config and each run's run.yaml, where they differ from what is there."""
+    _write_yaml(experiment.folder / "config.yaml", dict(experiment.config))
+    for task_id, task in experiment.tasks.items():
+        _write_yaml(layout.RESULTS / "tasks" / task_id / "task.yaml", asdict(task))
+    for run in experiment.runs:
+        _write_yaml(run.folder / "run.yaml", dict(run.description))
+
+
+def load_run(folder: Path) -> dict[str, Any]:
+    """The run.yaml of a run's folder."""
+    path = Path(folder) / "run.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({error}); start snakemake again, it rewrites it.") from error
+
+
+def _run(
+    config: Mapping[str, Any],
+    model: Mapping[str, Any],
+    model_identity: Mapping[str, Any],
+    model_id: str,
+    task: task_spec.TaskSpec,
+    task_identity: Mapping[str, Any],
+    task_id: str,
+) -> Run:
+    search = config["search"]
+    identity = {
+        "model": {
+            **model_identity,
+            "chat_template": model["chat_template"],
+            "exclude": sorted(model["exclude"]),
+        },
+        "task": task_identity,
+        "decoding": {"max_tokens": task.max_tokens},
+        "engine": config["engine"]["name"],
+        "noise": {"law": search["law"], "version": NOISE_VERSION},
+        # the plan's seeds give a row number its meaning, and files are named by row numbers
+        "plan": {"first_seed": search["first_seed"], "sigmas": [float(sigma) for sigma in search["sigmas"]]},
+    }
+    description = {
+        **identity,
+        "model": {"name": model["name"], **identity["model"]},
+        "task": {"label": task.label, **identity["task"]},
+        "run_id": short_hash(identity),
+        "model_id": model_id,
+        "task_id": task_id,
+        "shard_size": search["shard_size"],
+    }
+    prefixes = sorted({*search["prefixes"], search["candidates"]})
+    return Run(
+        description=description,
+        task=task,
+        model_id=model_id,
+        task_id=task_id,
+        candidates=search["candidates"],
+        prefixes=tuple(prefixes),
+        members=config["ensemble"]["members"],
+        controls=layout.controls_stage(config["controls"]["self_consistency_temperature"]),
+    )
+
+
+def _check_shard_size(run: Run) -> None:
+    path = run.folder / "run.yaml"
+    if path.is_file():
+        fixed = load_run(run.folder)["shard_size"]
+        wanted = run.description["shard_size"]
+        if fixed != wanted:
+            raise UserError(
+                f"search.shard_size: {wanted} was given, but {path} fixed it at {fixed} when the run's first shard "
+                f"was planned, since files are named by their rows. Set it back to {fixed}, or remove "
+                f"{run.folder} to begin again."
+            )
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text_atomic(path, text)

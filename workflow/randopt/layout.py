@@ -1,0 +1,97 @@
+"""Names of files and shards. Every path of results/ is made here or in the rules that mirror it.
+
+results/models/MODEL_ID/manifest.json          the prepared model
+results/tasks/TASK_ID/{select,confirm,test}.parquet
+results/MODEL/TASK/RUN_ID/                     one run
+    run.yaml                                   its identity, readable
+    search|controls-t0.7|random|n00048/members/     one stage each:
+        requests.parquet
+        completions|scores|ledger/00000-00063.parquet
+    n00048/                                    what follows for the first 48 candidates:
+        candidates, selection, votes, metrics .parquet
+results/experiments/EXPERIMENT/                resolved config, tables and figures
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("results")
+SPLITS = ("select", "confirm", "test")
+
+# Which items each stage answers: candidates are scored on select; whoever may be reported also
+# answers confirm and test. Random candidates have their select scores from the search already.
+STAGE_SPLITS = {
+    "search": ("select",),
+    "controls": SPLITS,
+    "random": ("confirm", "test"),
+    "members": ("confirm", "test"),
+}
+
+Shard = tuple[int, int]  # rows [start, stop) of the stage's requests
+
+
+def prefix_name(candidates: int) -> str:
+    """Folder of what follows for the first `candidates` candidates, as in n00048."""
+    return f"n{candidates:05d}"
+
+
+def controls_stage(temperature: float) -> str:
+    """Stage of the controls; another self-consistency temperature is another stage of the same run."""
+    return f"controls-t{temperature:g}"
+
+
+def controls_temperature(stage: str) -> float:
+    """The temperature that a controls stage's name carries."""
+    return float(stage.removeprefix("controls-t"))
+
+
+def stage_kind(stage: str) -> str:
+    """search, controls, random or members."""
+    return stage.rsplit("/", 1)[-1].split("-", 1)[0]
+
+
+def stage_splits(stage: str) -> tuple[str, ...]:
+    """The splits whose items a stage answers."""
+    return STAGE_SPLITS[stage_kind(stage)]
+
+
+def stage_shard_size(run: Mapping[str, Any], stage: str) -> int:
+    """Requests per shard of a stage: as many generations as a search shard has, whatever the items.
+
+    `run` is the content of run.yaml.
+    """
+    items = {split: part["size"] for split, part in run["task"]["splits"].items()}
+    work = run["shard_size"] * items["select"]
+    return max(1, work // sum(items[split] for split in stage_splits(stage)))
+
+
+def shards(total: int, size: int) -> list[Shard]:
+    """Rows 0 .. total-1 in contiguous ranges of `size`; the last may be shorter."""
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def shard_name(shard: Shard) -> str:
+    """Inclusive row range, as in 00000-00063."""
+    return f"{shard[0]:05d}-{shard[1] - 1:05d}"
+
+
+def parse_shard(name: str) -> Shard:
+    """The rows [start, stop) that a shard's name carries."""
+    first, last = name.split("-")
+    return int(first), int(last) + 1
+
+
+def shard_file(run: Path, stage: str, table: str, shard: Shard) -> Path:
+    """A shard's completions, scores or ledger."""
+    return Path(run) / stage / table / f"{shard_name(shard)}.parquet"
+
+
+def requests_file(run: Path, stage: str) -> Path:
+    """The requests of a stage."""
+    return Path(run) / stage / "requests.parquet"
+
+
+def parts_folder(completions: Path) -> Path:
+    """Where a shard's finished requests wait to be merged."""
+    return Path(completions).with_suffix(".parts")

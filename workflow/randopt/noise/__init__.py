@@ -1,0 +1,251 @@
+"""Noise version 1: Gaussian perturbations that are the same bits on every machine.
+
+ε is a pure function of (seed, tensor, flat index), so that an expert is stored as its terms alone and a
+published seed means the same weights in every engine, sharding and year. The definition is in reference.py.
+Importing this module is cheap: NumPy, Numba and torch wait until something is perturbed.
+"""
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from randopt.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+__all__ = ["LAWS", "NOISE_VERSION", "perturb", "shape_key", "tensor_key"]
+
+NOISE_VERSION = 1
+
+# iid: every tensor of the checkpoint has noise of its own.
+# tied: all tensors of one shape share it, the habit of the paper's public code, for comparison.
+LAWS = ("iid", "tied")
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def _hash(text: str) -> int:
+    """The first 8 bytes, little-endian, of BLAKE2b(digest_size=8) of the UTF-8 text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def tensor_key(name: str) -> int:
+    """t of law "iid": 64 bits of the tensor's name in the checkpoint (safetensors) file."""
+    return _hash(name)
+
+
+def shape_key(shape: Sequence[int]) -> int:
+    """t of law "tied": 64 bits of the text shape:4096x1024."""
+    return _hash("shape:" + "x".join(str(int(size)) for size in shape))
+
+
+def perturb(
+    base: "Array",
+    name: str,
+    terms: Sequence[tuple[int, float]],
+    *,
+    law: str = "iid",
+    out: "Array | None" = None,
+    start: int = 0,
+    shape: Sequence[int] | None = None,
+    threads: int | None = None,
+) -> "Array":
+    """base + Σ coefficient · ε(seed), added in float32 in the order of the terms and rounded once.
+
+    base: a torch tensor (bfloat16, float16, float32) or a NumPy array (float16, float32), of any shape and
+        strides.
+    name: the tensor's name in the checkpoint.
+    terms: (seed, coefficient) pairs, seed in [0, 2**64), coefficient finite. With none at all, out is a
+        copy of base.
+    law: "iid" or "tied", see LAWS.
+    out: where the result goes and what is returned: type, dtype and shape of base, contiguous; base itself
+        perturbs in place; by default a new one.
+    start, shape: for a slice of a larger tensor, the flat C-order index of its first element there and, with
+        law "tied", the shape of the whole. The slice must be one range of flat indices (some rows, say).
+    threads: an upper limit; by default as many as Numba and, for a torch tensor, torch may use. The result
+        does not depend on it.
+
+    Restore a model by copying its pristine base back, never by a perturbation with the sign turned.
+    Infinities and NaN stay, a NaN as the quiet NaN without payload; a sum beyond the dtype becomes infinite.
+    A CUDA base or out is computed on the host and copied; that path has not been run on a GPU.
+
+    Raises UserError for anything else than the above.
+    """
+    dtype = _checked_dtype(base, name)
+    checked = _checked_terms(terms)
+    key = _checked_key(name, law, tuple(base.shape), start, shape)
+    if out is None:
+        result: Any = _new(base, base.device if _is_torch(base) else None)
+    else:
+        _check_out(base, out, name)
+        result = out
+
+    # What the kernel writes: the result itself, or a copy on the host of a result on a GPU.
+    target = result if _on_host(result) else _new(base, "cpu")
+    source_bits, target_bits = _bits(base), _bits(target)
+    if target_bits.size:
+        _perturb_bits(source_bits, target_bits, dtype, key, checked, start, _thread_limit(base, threads))
+    if target is not result:
+        result.detach().copy_(target)
+    return result
+
+
+def _perturb_bits(
+    source: "np.ndarray",
+    target: "np.ndarray",
+    dtype: str,
+    key: int,
+    terms: list[tuple[int, float]],
+    start: int,
+    threads: int | None,
+) -> None:
+    """perturb on checked input: source, target (n,) unsigned bit patterns, n > 0."""
+    import numpy as np
+
+    if source.ctypes.data != target.ctypes.data and np.may_share_memory(source, target):
+        source = source.copy()  # out lies askew over base: the kernel would read what it has written
+    if not terms:
+        target[:] = source
+        return
+    from randopt.noise import kernel
+
+    layouts = {"float32": kernel.FLOAT32, "bfloat16": kernel.BFLOAT16, "float16": kernel.FLOAT16}
+    kernel.perturb_bits(source, target, layouts[dtype], key, terms, start, threads)
+
+
+def _is_torch(array: Any) -> bool:
+    """Whether array is a torch tensor, without importing torch: nobody can hold one before it is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _on_host(array: Any) -> bool:
+    return not _is_torch(array) or array.device.type == "cpu"
+
+
+def _thread_limit(base: Any, threads: int | None) -> int | None:
+    if threads is None and _is_torch(base):
+        import torch
+
+        return torch.get_num_threads()
+    return threads
+
+
+def _new(like: Any, device: Any) -> Any:
+    """An uninitialised contiguous array of like's type, shape and dtype; device for torch only."""
+    if _is_torch(like):
+        import torch
+
+        return torch.empty(like.shape, dtype=like.dtype, device=device)
+    import numpy as np
+
+    return np.empty(like.shape, dtype=like.dtype)
+
+
+def _bits(array: Any) -> "np.ndarray":
+    """array's bit patterns in C order, (n,) uint16 or uint32; its own memory if contiguous on the host."""
+    import numpy as np
+
+    if _is_torch(array):
+        import torch
+
+        signed = torch.int32 if array.dtype.itemsize == 4 else torch.int16
+        array = array.detach().cpu().contiguous().reshape(-1).view(signed).numpy()
+    array = np.require(array, requirements=["C", "ALIGNED"])
+    return array.reshape(-1).view(np.uint32 if array.dtype.itemsize == 4 else np.uint16)
+
+
+def _dtype_name(array: Any) -> str:
+    """float32 for both torch.float32 and NumPy's."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _checked_dtype(base: Any, name: str) -> str:
+    """The name of base's dtype. Raises UserError if base is no array or its dtype is not one of DTYPES."""
+    numpy = sys.modules.get("numpy")
+    if not _is_torch(base) and not (numpy is not None and isinstance(base, numpy.ndarray)):
+        raise UserError(
+            f"The tensor {name!r} was given as {type(base).__name__}; "
+            "expected a torch tensor or a NumPy array."
+        )
+    dtype = _dtype_name(base)
+    if dtype not in DTYPES:
+        raise UserError(
+            f"The tensor {name!r} has dtype {dtype}; only {', '.join(DTYPES)} can be perturbed. "
+            "If the checkpoint is quantised, use the unquantised one it was made from."
+        )
+    return dtype
+
+
+def _checked_terms(terms: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The terms as Python numbers. Raises UserError for a seed or a coefficient out of range."""
+    checked: list[tuple[int, float]] = []
+    for position, term in enumerate(terms, start=1):
+        try:
+            seed, coefficient = term
+        except (TypeError, ValueError):
+            raise UserError(
+                f"Term {position} of the perturbation is {term!r}; expected a pair (seed, coefficient)."
+            ) from None
+        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+            raise UserError(
+                f"Term {position} of the perturbation has the seed {seed!r}; "
+                "expected an integer from 0 to 2**64 - 1. Mend the seed in the plan or the request."
+            )
+        if not isinstance(coefficient, Real) or not math.isfinite(coefficient):
+            raise UserError(
+                f"Term {position} of the perturbation (seed {seed}) has the coefficient {coefficient!r}; "
+                "expected a finite number. Mend sigma in the plan or the coefficient in the request."
+            )
+        checked.append((int(seed), float(coefficient)))
+    return checked
+
+
+def _checked_key(name: str, law: str, part: tuple[int, ...], start: int, whole: Sequence[int] | None) -> int:
+    """t for a tensor, or for the part of it that starts at flat index `start`."""
+    if law not in LAWS:
+        raise UserError(
+            f"The noise law is {law!r}; expected one of {', '.join(LAWS)}. Correct the law in the config."
+        )
+    if not isinstance(name, str):
+        raise UserError(f"The tensor name is {name!r}; expected its name in the checkpoint, a text.")
+    size = math.prod(part)
+    limit = 2**64 if whole is None else math.prod(whole)
+    if not isinstance(start, Integral) or start < 0 or start + size > limit:
+        bound = "2**64" if whole is None else f"{limit}, the size of shape {tuple(whole)}"
+        raise UserError(
+            f"The slice of {name!r} starts at {start!r} and has {size} elements; "
+            f"expected an integer from 0 on, and an end of at most {bound}."
+        )
+    if law == "iid":
+        return tensor_key(name)
+    if whole is None and start != 0:
+        raise UserError(
+            f"A slice of {name!r} (start {start}) was given with the law 'tied', whose noise depends on the "
+            "shape of the whole tensor. Pass it as shape=."
+        )
+    return shape_key(part if whole is None else whole)
+
+
+def _check_out(base: Any, out: Any, name: str) -> None:
+    """Raises UserError unless out can take the perturbed base."""
+    if _is_torch(base) != _is_torch(out) or not hasattr(out, "dtype"):
+        given = f"{type(out).__module__}.{type(out).__name__}"
+        raise UserError(f"out for {name!r} is a {given}; expected the type of base, {type(base).__name__}.")
+    if out.dtype != base.dtype or tuple(out.shape) != tuple(base.shape):
+        raise UserError(
+            f"out for {name!r} is {_dtype_name(out)} {tuple(out.shape)}; "
+            f"expected that of base, {_dtype_name(base)} {tuple(base.shape)}."
+        )
+    if not (out.is_contiguous() if _is_torch(out) else out.flags.carray):
+        raise UserError(
+            f"out for {name!r} is not contiguous, aligned and writable; expected an array that is. "
+            "Leave out away and copy the result, or pass a contiguous buffer."
+        )

@@ -1,0 +1,46 @@
+"""The report of an experiment: all metrics in one table, a Markdown page, the figures."""
+
+from pathlib import Path
+
+import polars as pl
+
+from randopt import layout, tables
+from randopt.config import load_file
+from randopt.experiment import Experiment, build
+from randopt.files import write_text_atomic
+from randopt.report import figures, table
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment whose resolved config lies in results/experiments/NAME."""
+    return build(load_file(layout.RESULTS / "experiments" / name / "config.yaml"), Path())
+
+
+def metrics_of(experiment: Experiment) -> list[pl.DataFrame]:
+    """METRICS of every run at every N, in the config's order."""
+    return [
+        tables.read(run.folder / layout.prefix_name(n) / "metrics.parquet", tables.METRICS, run_id=run.run_id)
+        for run in experiment.runs
+        for n in run.prefixes
+    ]
+
+
+def write_report(experiment: Experiment) -> None:
+    """metrics.parquet, report.md and figures/ of the experiment."""
+    frames = metrics_of(experiment)
+    confidence = experiment.config["statistics"]["confidence"]
+    tables.write(pl.concat(frames), tables.METRICS, experiment.folder / "metrics.parquet")
+    folder = experiment.folder / "figures"
+    for run in experiment.runs:
+        prefix = run.folder / layout.prefix_name(run.candidates)
+        metrics = tables.read(prefix / "metrics.parquet", tables.METRICS, run_id=run.run_id)
+        candidates = tables.read(prefix / "candidates.parquet", tables.CANDIDATES, run_id=run.run_id)
+        name = f"{run.description['model']['name']}-{run.task.label}-{run.run_id}"
+        for kind, figure in (
+            ("candidates", figures.score_histogram(candidates, metrics)),
+            ("accuracy", figures.accuracy_against_k(metrics)),
+        ):
+            for suffix in ("png", "svg"):
+                figures.save(figure, folder / f"{name}-{kind}.{suffix}")
+    heading = f"# {experiment.config['experiment']}\n\n"
+    write_text_atomic(experiment.folder / "report.md", heading + table.to_markdown(frames, confidence) + "\n")

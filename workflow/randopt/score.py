@@ -1,0 +1,68 @@
+"""score: from kept texts to verdicts, on a CPU, as often as a scorer changes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from randopt import layout, tables
+from randopt.errors import UserError
+from randopt.experiment import load_run
+from randopt.items import items_hash, read_items, references
+from randopt.tasks.scorers import Scorer, Verdict, get
+
+
+def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -> None:
+    """Make a shard's scores from its completions.
+
+    Raises UserError when the completions are of another run, shard or set of items, or when the
+    scorer fails on a text; the texts are kept, so no generation is lost.
+    """
+    run = load_run(run_folder)
+    items = read_items(run["task_id"], layout.stage_splits(stage))
+    completions = layout.shard_file(run_folder, stage, "completions", shard)
+    place: dict[str, str | int] = {
+        "run_id": run["run_id"],
+        "items_hash": items_hash(items),
+        "stage": stage,
+        "start": shard[0],
+        "stop": shard[1],
+    }
+    texts = tables.read(completions, tables.COMPLETIONS, ["request_id", "item_id", "text"], **place)
+    scorer = get(scorer_name)
+    verdicts = judge_all(scorer, texts, references(items))
+    frame = texts.select("request_id", "item_id").with_columns(
+        reward=pl.Series([v.reward for v in verdicts], dtype=pl.Float32),
+        strict=pl.Series([v.strict for v in verdicts], dtype=pl.Boolean),
+        lenient=pl.Series([v.lenient for v in verdicts], dtype=pl.Boolean),
+        vote_key=pl.Series([v.vote_key for v in verdicts], dtype=pl.String),
+        scorer=pl.lit(scorer.name),
+        scorer_version=pl.lit(scorer.version, dtype=pl.UInt32),
+    )
+    tables.write(frame, tables.SCORES, layout.shard_file(run_folder, stage, "scores", shard), **place)
+
+
+def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]) -> list[Verdict]:
+    """A verdict per row of `texts` (request_id, item_id, text); equal texts on an item are judged once."""
+    pairs = list(texts.select("item_id", "text").iter_rows())
+    distinct = list(dict.fromkeys(pairs))
+    verdicts = dict(zip(distinct, _judge(scorer, distinct, references), strict=True))
+    return [verdicts[pair] for pair in pairs]
+
+
+def _judge(
+    scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object]
+) -> list[Verdict]:
+    if scorer.batch is not None:
+        return list(scorer.batch([(text, references[item_id]) for item_id, text in pairs]))
+    verdicts = []
+    for item_id, text in pairs:
+        try:
+            verdicts.append(scorer.score(text, references[item_id]))
+        except Exception as error:
+            raise UserError(
+                f"the scorer {scorer.name} failed on item {item_id} with {type(error).__name__}: {error}. "
+                f"The text was {text[:200]!r}. The completions are kept: mend the scorer, raise its version "
+                "and run again."
+            ) from error
+    return verdicts

@@ -1,0 +1,212 @@
+"""generate: one shard of requests on one accelerator, resumable at every request.
+
+The candidate loop: set the weights, stream the completions, hand them to a writer thread, go on.
+The accelerator waits for neither disk nor scoring.
+"""
+
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from randopt import engines, layout, parts, plan, tables
+from randopt.engines import Engine, EngineSettings, Item
+from randopt.errors import UserError
+from randopt.experiment import load_run
+from randopt.items import items_hash, read_items
+from randopt.models.prepare import load_manifest
+from randopt.requests import Request
+
+log = logging.getLogger(__name__)
+
+
+def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int, threads: int) -> None:
+    """Make a shard's completions and ledger, continuing from the parts of earlier attempts.
+
+    Raises UserError for anything the user can mend; whatever was finished stays in parts.
+    """
+    run = load_run(run_folder)
+    requests = plan.read_requests(layout.requests_file(run_folder, stage), run["run_id"])[shard[0] : shard[1]]
+    if len(requests) != shard[1] - shard[0]:
+        raise UserError(
+            f"{layout.requests_file(run_folder, stage)} has no rows {layout.shard_name(shard)}; "
+            "remove it and run snakemake again."
+        )
+    table = read_items(run["task_id"], layout.stage_splits(stage))
+    output = layout.shard_file(run_folder, stage, "completions", shard)
+    kept = parts.Parts(
+        output, {"run_id": run["run_id"], "items_hash": items_hash(table)}, table["item_id"].to_list()
+    )
+    progress = parts.begin_attempt(kept.load_progress(), run["run_id"], stage, shard)
+    kept.save_progress(progress)
+    try:
+        kept.reuse(requests, list(parts.siblings(run_folder, stage, output)))
+        missing = [request for request in requests if kept.read(request) is None]
+        progress.done = progress.done_at_attempt = len(requests) - len(missing)
+        log.info("%d of %d requests are to be generated", len(missing), len(requests))
+        digest = load_manifest(_manifest_path(run)).content["weights_digest"]
+        if missing:
+            _generate_missing(run, table, missing, kept, progress, batch_size, threads, digest)
+        completions = kept.merge(requests)
+        tables.write(completions, tables.COMPLETIONS, output, **kept.footer, **_place(stage, shard))
+        _write_ledger(run_folder, run, progress, completions, len(missing), digest)
+    except BaseException as error:
+        progress.state = "failed" if isinstance(error, Exception) else "interrupted"
+        progress.error = str(error) or type(error).__name__
+        try:
+            kept.save_progress(progress)
+        except UserError:
+            log.warning("the state of the shard could not be saved")
+        raise
+    kept.remove()
+
+
+def run_requests(
+    engine: Engine,
+    items: Sequence[Item],
+    requests: Sequence[Request],
+    kept: parts.Parts,
+    progress: parts.Progress,
+) -> None:
+    """The candidate loop. At most one finished request waits for the disk."""
+    shard = layout.shard_name((progress.start, progress.stop))
+    bar = tqdm(
+        total=progress.stop - progress.start,
+        initial=progress.done,
+        desc=f"{progress.stage} {shard}",
+        unit="request",
+        mininterval=1.0,
+        dynamic_ncols=True,
+    )
+    with bar, ThreadPoolExecutor(max_workers=1) as writer:
+        pending: Future[None] | None = None
+        for request in requests:
+            begun = time.perf_counter()
+            engine.set_weights(request.perturbation)
+            set_at = time.perf_counter()
+            completions = list(engine.generate(items, request.decoding))
+            progress.seconds_perturbing += set_at - begun
+            progress.seconds_generating += time.perf_counter() - set_at
+            if pending is not None:
+                pending.result()
+            progress.done += 1
+            pending = writer.submit(_keep, kept, request, completions, progress)
+            bar.update()
+        if pending is not None:
+            pending.result()
+
+
+def _keep(kept: parts.Parts, request: Request, completions: Sequence[Any], progress: parts.Progress) -> None:
+    kept.write(request, parts.rows(request, completions, kept.item_ids))
+    kept.save_progress(progress)
+
+
+def _generate_missing(
+    run: Mapping[str, Any],
+    table: pl.DataFrame,
+    missing: Sequence[Request],
+    kept: parts.Parts,
+    progress: parts.Progress,
+    batch_size: int,
+    threads: int,
+    digest: str,
+) -> None:
+    """Load the engine, run the loop, and prove that the base is still the base."""
+    begun = time.perf_counter()
+    spent = progress.seconds_total
+    engine = engines.load(
+        run["engine"],
+        load_manifest(_manifest_path(run)),
+        EngineSettings(
+            dtype=run["model"]["dtype"],
+            max_tokens=run["decoding"]["max_tokens"],
+            batch_size=batch_size,
+            chat_template=run["model"]["chat_template"],
+            law=run["noise"]["law"],
+            exclude=tuple(run["model"]["exclude"]),
+            threads=threads,
+        ),
+    )
+    _check_digest(engine, digest, "loaded")
+    progress.seconds_loading += time.perf_counter() - begun
+    progress.device = engine.device
+    progress.state = "running"
+    kept.save_progress(progress)
+    try:
+        run_requests(engine, to_items(table), missing, kept, progress)
+    finally:
+        progress.seconds_total = spent + time.perf_counter() - begun
+    engine.set_weights(())
+    try:
+        _check_digest(engine, digest, "restored after the last request")
+    except UserError:
+        for request in missing:  # made by weights that cannot be trusted
+            kept.path(request).unlink(missing_ok=True)
+        raise
+
+
+def to_items(table: pl.DataFrame) -> list[Item]:
+    """The rows of an items table as the engine takes them."""
+    return [
+        Item(item_id, tuple((message["role"], message["content"]) for message in messages))
+        for item_id, messages in table.select("item_id", "messages").iter_rows()
+    ]
+
+
+def _check_digest(engine: Engine, expected: str, when: str) -> None:
+    found = engine.weights_digest()
+    if found != expected:
+        raise UserError(
+            f"the base weights as {when} have the digest {found}, the manifest says {expected}. Either memory is "
+            "faulty or this model is held in memory in another layout than its checkpoint; no score of this attempt "
+            "is kept."
+        )
+
+
+def _manifest_path(run: Mapping[str, Any]) -> Path:
+    return layout.RESULTS / "models" / run["model_id"] / "manifest.json"
+
+
+def _place(stage: str, shard: layout.Shard) -> dict[str, str | int]:
+    return {"stage": stage, "start": shard[0], "stop": shard[1]}
+
+
+def _write_ledger(
+    run_folder: Path,
+    run: Mapping[str, Any],
+    progress: parts.Progress,
+    completions: pl.DataFrame,
+    requests_here: int,
+    digest: str,
+) -> None:
+    """One row: what the shard took, over all attempts."""
+    shard = (progress.start, progress.stop)
+    row = {
+        "run_id": run["run_id"],
+        **_place(progress.stage, shard),
+        "host": progress.host,
+        "device": progress.device or "none needed",
+        "scheduler_job_id": progress.scheduler_job_id,
+        "attempts": progress.attempts,
+        "requests_here": requests_here,
+        "seconds_loading": progress.seconds_loading,
+        "seconds_perturbing": progress.seconds_perturbing,
+        "seconds_generating": progress.seconds_generating,
+        "seconds_total": progress.seconds_total,
+        "prompt_tokens": completions["prompt_tokens"].cast(pl.UInt64).sum(),
+        "completion_tokens": completions["completion_tokens"].cast(pl.UInt64).sum(),
+        "weights_digest": digest,
+        "versions": json.dumps(
+            {name: importlib.metadata.version(name) for name in ("randopt", "torch", "transformers", "polars")}
+        ),
+    }
+    frame = pl.DataFrame([row], schema=tables.LEDGER.schema)
+    path = layout.shard_file(run_folder, progress.stage, "ledger", shard)
+    tables.write(frame, tables.LEDGER, path, run_id=run["run_id"])

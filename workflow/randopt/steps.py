@@ -1,0 +1,174 @@
+"""The CPU steps between scores and report: each reads tables of a run's folder and writes one."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from randopt import layout, tables
+from randopt import metrics as run_metrics
+from randopt import select as selection_rules
+from randopt.errors import UserError
+from randopt.experiment import load_run
+from randopt.gather import answers, gather, with_select
+from randopt.plan import read_requests, write_requests
+from randopt.vote import votes
+
+log = logging.getLogger(__name__)
+
+
+def gather_step(run_folder: Path, candidates: int) -> None:
+    """candidates.parquet of the first `candidates` candidates."""
+    run = load_run(run_folder)
+    frame = gather(
+        layout.requests_file(run_folder, "search"),
+        _stage_files(run_folder, "search", "scores", candidates),
+        _stage_files(run_folder, "search", "completions", candidates),
+        run["run_id"],
+        candidates,
+    )
+    tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
+
+
+def select_step(run_folder: Path, candidates: int, members: int) -> None:
+    """members/requests.parquet: the best candidates in rank order."""
+    run_id = load_run(run_folder)["run_id"]
+    experts = selection_rules.select_members(_candidates(run_folder, candidates, run_id), members)
+    write_requests(experts, layout.requests_file(run_folder, _members_stage(candidates)), run_id)
+
+
+def vote_step(run_folder: Path, candidates: int, controls: str, top_k: Sequence[int]) -> None:
+    """votes.parquet and selection.parquet."""
+    run_id = load_run(run_folder)["run_id"]
+    check_members_current(run_folder, candidates)
+    frames = _answers(run_folder, candidates, controls)
+    samples = frames["controls"].filter(pl.col("position") >= run_metrics.SAMPLES)
+    voted = pl.concat(
+        [
+            votes(frames["members"], top_k, "randopt"),
+            votes(frames["random"], top_k, "random"),
+            votes(samples, top_k, "self_consistency"),
+        ]
+    )
+    table = _candidates(run_folder, candidates, run_id)
+    size = frames["members"]["request_id"].n_unique()
+    chosen = selection_rules.selection(table, size, frames["members"])
+    folder = _prefix(run_folder, candidates)
+    tables.write(voted, tables.VOTES, folder / "votes.parquet", run_id=run_id)
+    tables.write(chosen, tables.SELECTION, folder / "selection.parquet", run_id=run_id)
+
+
+def metrics_step(
+    run_folder: Path, candidates: int, controls: str, confidence: float, bootstrap: int, seed: int
+) -> None:
+    """metrics.parquet, after the proof that σ = 0 is the base."""
+    run = load_run(run_folder)
+    run_id = run["run_id"]
+    requests = tables.read(layout.requests_file(run_folder, controls), tables.REQUESTS, run_id=run_id)
+    texts = tables.read_all(
+        _stage_files(run_folder, controls, "completions"),
+        tables.COMPLETIONS,
+        ["request_id", "item_id", "text"],
+        run_id=run_id,
+    )
+    run_metrics.sigma_zero_reproduces_base(requests, texts)
+    folder = _prefix(run_folder, candidates)
+    frame = run_metrics.metrics(
+        model=run["model"]["name"],
+        task=run["task"]["label"],
+        run_id=run_id,
+        candidates=_candidates(run_folder, candidates, run_id),
+        votes=tables.read(folder / "votes.parquet", tables.VOTES, run_id=run_id),
+        confidence=confidence,
+        resamples=bootstrap,
+        seed=seed,
+        **_answers(run_folder, candidates, controls),
+    )
+    tables.write(frame, tables.METRICS, folder / "metrics.parquet", run_id=run_id)
+
+
+def check_members_current(run_folder: Path, candidates: int) -> None:
+    """Retire members that a corrected scorer no longer selects, and say what to do.
+
+    Members' completions do not follow a new selection by themselves, so that rescoring costs no GPU
+    job as long as the experts stay the same. Where they do not, the old shards are set aside (the
+    experts that stayed are taken over from them) and the next start generates the missing ones.
+    """
+    stage = _members_stage(candidates)
+    run_id = load_run(run_folder)["run_id"]
+    requests = read_requests(layout.requests_file(run_folder, stage), run_id)
+    stale = []
+    for path in _stage_files(run_folder, stage, "completions"):
+        start, stop = layout.parse_shard(path.stem)
+        held = tables.read(path, tables.COMPLETIONS, ["request_id"], run_id=run_id)["request_id"]
+        if held.unique(maintain_order=True).to_list() != [r.request_id for r in requests[start:stop]]:
+            stale.append(path)
+    for path in stale:
+        path.rename(path.with_suffix(".retired"))
+    if stale:
+        raise UserError(
+            f"the scores select other experts than those that answered {', '.join(map(str, stale))}. These files "
+            "were set aside (.retired); run the same command again: only the new experts are generated."
+        )
+
+
+def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.DataFrame]:
+    """Answers on all splits of the members, the random candidates and the controls."""
+    run_id = load_run(run_folder)["run_id"]
+    frames = {
+        name: answers(
+            layout.requests_file(run_folder, stage),
+            _stage_files(run_folder, stage, "scores"),
+            _stage_files(run_folder, stage, "completions"),
+            run_id,
+            stage,
+        )
+        for name, stage in (
+            ("controls", controls),
+            ("random", "random"),
+            ("members", _members_stage(candidates)),
+        )
+    }
+    reported = {*frames["members"]["request_id"], *frames["random"]["request_id"]}
+    search = answers(
+        layout.requests_file(run_folder, "search"),
+        _stage_files(run_folder, "search", "scores", candidates),
+        _stage_files(run_folder, "search", "completions", candidates),
+        run_id,
+        "search",
+        only=reported,
+    )
+    return {
+        "controls": frames["controls"],
+        "random": with_select(frames["random"], search),
+        "members": with_select(frames["members"], search),
+    }
+
+
+def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = None) -> list[Path]:
+    """Paths of a stage's shards, or of those that hold its first `first` requests."""
+    size = layout.stage_shard_size(load_run(run_folder), stage)
+    return [
+        layout.shard_file(run_folder, stage, table, shard)
+        for shard in layout.shards(_rows(run_folder, stage), size)
+        if first is None or shard[0] < first
+    ]
+
+
+def _rows(run_folder: Path, stage: str) -> int:
+    path = layout.requests_file(run_folder, stage)
+    return tables.read(path, tables.REQUESTS, ["request_id"]).height
+
+
+def _members_stage(candidates: int) -> str:
+    return f"{layout.prefix_name(candidates)}/members"
+
+
+def _prefix(run_folder: Path, candidates: int) -> Path:
+    return Path(run_folder) / layout.prefix_name(candidates)
+
+
+def _candidates(run_folder: Path, candidates: int, run_id: str) -> pl.DataFrame:
+    path = _prefix(run_folder, candidates) / "candidates.parquet"
+    return tables.read(path, tables.CANDIDATES, run_id=run_id)

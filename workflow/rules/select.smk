@@ -1,0 +1,35 @@
+"""Requires: the search's scores. Produces: the candidates table and the experts, best first."""
+
+
+localrules:
+    gather,
+    select,
+
+
+rule gather:
+    """Every candidate of the first N with its mean score; a missing or foreign shard fails by name."""
+    input:
+        scores=lambda wc: shard_files(run_of(wc), "search", "scores", int(wc.candidates)),
+        completions=lambda wc: shard_files(run_of(wc), "search", "completions", int(wc.candidates)),
+        requests=ancient("results/{run}/search/requests.parquet"),
+    output:
+        candidates="results/{run}/n{candidates}/candidates.parquet",
+    log:
+        "logs/gather/{run}/n{candidates}.log",
+    shell:
+        "randopt gather results/{wildcards.run:q} {wildcards.candidates} 2> >(tee {log:q} >&2)"
+
+
+rule select:
+    """The K max best candidates, as requests in rank order."""
+    input:
+        candidates=rules.gather.output.candidates,
+    output:
+        requests="results/{run}/n{candidates}/members/requests.parquet",
+    params:
+        members=lambda wc: run_of(wc).members,
+    log:
+        "logs/select/{run}/n{candidates}.log",
+    shell:
+        "randopt select results/{wildcards.run:q} {wildcards.candidates} --members {params.members}"
+        " 2> >(tee {log:q} >&2)"

@@ -1,0 +1,59 @@
+"""Requires: scores of members and controls. Produces: selection, votes and metrics of one prefix."""
+
+
+localrules:
+    vote,
+    metrics,
+
+
+TOP_K = ",".join(map(str, EXPERIMENT.config["ensemble"]["top_k"]))
+
+
+def compared_files(wildcards, table):
+    """Shards of every stage that a prefix's votes and metrics rest on."""
+    run = run_of(wildcards)
+    stages = [run.controls, "random", f"n{wildcards.candidates}/members"]
+    search = shard_files(run, "search", table, int(wildcards.candidates))
+    return search + [path for stage in stages for path in shard_files(run, stage, table)]
+
+
+rule vote:
+    """Majority votes of experts, random candidates and samples of the base, at each K."""
+    input:
+        candidates=rules.gather.output.candidates,
+        members=rules.select.output.requests,
+        scores=lambda wc: compared_files(wc, "scores"),
+        completions=lambda wc: compared_files(wc, "completions"),
+    output:
+        selection="results/{run}/n{candidates}/selection.parquet",
+        votes="results/{run}/n{candidates}/votes.parquet",
+    params:
+        vote=lambda wc: dict(top_k=TOP_K, controls=run_of(wc).controls),
+    log:
+        "logs/vote/{run}/n{candidates}.log",
+    shell:
+        "randopt vote results/{wildcards.run:q} {wildcards.candidates} --controls {params.vote[controls]}"
+        " --top-k {params.vote[top_k]} 2> >(tee {log:q} >&2)"
+
+
+rule metrics:
+    """Every method at each K on each split, with its interval and what it cost."""
+    input:
+        candidates=rules.gather.output.candidates,
+        selection=rules.vote.output.selection,
+        votes=rules.vote.output.votes,
+        scores=lambda wc: compared_files(wc, "scores"),
+        completions=lambda wc: compared_files(wc, "completions"),
+    output:
+        metrics="results/{run}/n{candidates}/metrics.parquet",
+    params:
+        settings=lambda wc: dict(
+            sorted(EXPERIMENT.config["statistics"].items()),
+            controls=run_of(wc).controls,
+        ),
+    log:
+        "logs/metrics/{run}/n{candidates}.log",
+    shell:
+        "randopt metrics results/{wildcards.run:q} {wildcards.candidates} --controls {params.settings[controls]}"
+        " --confidence {params.settings[confidence]}"
+        " --bootstrap {params.settings[bootstrap]} --seed {params.settings[seed]} 2> >(tee {log:q} >&2)"
