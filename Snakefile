@@ -12,6 +12,17 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
+# \d{5}\d*, not \d{5,}: Snakemake takes an open repetition for the end of the wildcard.
+wildcard_constraints:
+    run=r"[^/]+/[^/]+/[0-9a-f]{10}",
+    stage=r"search|random|controls-t[0-9.e+-]+|n\d{5}\d*/members",
+    candidates=r"\d{5}\d*",
+    shard=r"\d{5}\d*-\d{5}\d*",
+    model_id=r"[^/]+",
+    task_id=r"[^/]+",
+    experiment=r"[^/]+",
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/generate.smk"
@@ -19,16 +30,6 @@ include: "workflow/rules/score.smk"
 include: "workflow/rules/select.smk"
 include: "workflow/rules/vote.smk"
 include: "workflow/rules/report.smk"
-
-
-wildcard_constraints:
-    run=r"[^/]+/[^/]+/[0-9a-f]{10}",
-    stage=r"search|random|controls-t[0-9.e+-]+|n\d{5,}/members",
-    candidates=r"\d{5,}",
-    shard=r"\d{5,}-\d{5,}",
-    model_id=r"[^/]+",
-    task_id=r"[^/]+",
-    experiment=r"[^/]+",
 
 
 rule all:

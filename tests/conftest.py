@@ -24,7 +24,7 @@ def build_tiny_model(folder: Path, dtype: str = "bfloat16") -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = ["<unk>", "<eos>", *WORDS, *map(str, range(0, 200))]
+    vocabulary = ["<unk>", "<eos>", *WORDS, *map(str, range(26))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
@@ -72,8 +72,8 @@ class Checkout:
         self.config = {
             "experiment": "tiny",
             "models": [{"name": "tiny", "source": f"path:{model}"}],
-            "tasks": [{"name": "times_table", "splits": {"select": 6, "confirm": 5, "test": 8}, "max_tokens": 4}],
-            "search": {"candidates": 8, "sigmas": [0.05, 0.2], "shard_size": 4},
+            "tasks": [{"name": "times_table", "splits": {"select": 6, "confirm": 5, "test": 8}, "max_tokens": 4, "source": {"low": 1, "high": 5}}],
+            "search": {"candidates": 16, "sigmas": [0.05, 0.2], "shard_size": 8},
             "ensemble": {"top_k": [1, 2, 3], "members": 3},
             "statistics": {"bootstrap": 200},
         }

@@ -96,3 +96,12 @@ def test_every_key_is_described_and_every_optional_one_has_a_default() -> None:
             walk(child.get("items", {}), name)
 
     walk(config.load_schema(), "")
+
+
+def test_the_page_of_keys_is_the_schemas() -> None:
+    from pathlib import Path
+
+    from randopt.config_docs import render
+
+    page = Path(__file__).resolve().parents[2] / "config" / "README.md"
+    assert page.read_text() == render(), "run: python -m randopt.config_docs > config/README.md"

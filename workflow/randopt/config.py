@@ -41,7 +41,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises UserError that lists every mistake, each with its key, its value and the remedy.
     """
     schema = load_schema()
-    resolved = copy.deepcopy(dict(config))
+    resolved = _plain(config)
     mistakes = _schema_mistakes(resolved, schema)
     if not mistakes:
         _fill_defaults(resolved, schema)
@@ -52,6 +52,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise UserError(f"the configuration cannot be used:\n{listing}\nEvery key is explained in config/README.md.")
     return resolved
+
+
+def _plain(value: Any) -> Any:
+    """A copy in plain dicts and lists: Snakemake hands over ordered ones, which YAML cannot write."""
+    if isinstance(value, Mapping):
+        return {key: _plain(element) for key, element in value.items()}
+    return [_plain(element) for element in value] if isinstance(value, (list, tuple)) else value
 
 
 def _fill_defaults(value: Any, schema: Mapping[str, Any]) -> None:

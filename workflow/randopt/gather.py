@@ -51,7 +51,7 @@ def gather(
 
     Each mean is taken in float64 over the rewards in item order, within one file, so neither the
     order of rows in a file nor the number of threads changes a bit of the result. Memory: about
-    150 bytes per candidate plus one shard per thread.
+    250 bytes per candidate plus one shard per thread (benchmarks/gather.py).
 
     standard_error = sqrt(Σ(rᵢ - r̄)² / (n - 1)) / sqrt(n), r over n items; 0 when n = 1.
     Raises UserError that names the file, or the rows that no file covers.

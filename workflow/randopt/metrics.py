@@ -107,10 +107,11 @@ def sigma_zero_reproduces_base(requests: pl.DataFrame, completions: pl.DataFrame
     weights changes something, or the engine is not deterministic: then no score can be trusted.
     """
     terms = requests["perturbation"].head(2).to_list()
-    if len(terms) < 2 or terms[0] or [term["coefficient"] for term in terms[1]] != [0.0]:
+    greedy = not (requests["temperature"].head(2) != 0).any()
+    if len(terms) < 2 or terms[0] or [term["coefficient"] for term in terms[1]] != [0.0] or not greedy:
         raise UserError(
             f"the controls begin with the perturbations {terms}; expected the base [], then one term "
-            "with σ = 0. Remove the controls and run again."
+            "with σ = 0, both greedy. Remove the controls and run again."
         )
     base, zero = (
         completions.filter(pl.col("request_id") == requests["request_id"][row]).select("item_id", "text")

@@ -1,6 +1,10 @@
 """Requires: requests, items, a model. Produces: completions. The only rule that needs an accelerator."""
 
 
+# Not a param: another batch size must not rerun every shard.
+BATCH_SIZE = EXPERIMENT.config["engine"]["batch_size"]
+
+
 def generate_inputs(wildcards):
     """What a shard reads.
 
@@ -14,7 +18,7 @@ def generate_inputs(wildcards):
         "manifest": layout.RESULTS / "models" / run.model_id / "manifest.json",
     }
     named = {name: ancient(str(path)) for name, path in paths.items()}
-    named["items"] = [
+    named["splits"] = [
         ancient(str(layout.RESULTS / "tasks" / run.task_id / f"{split}.parquet"))
         for split in layout.stage_splits(wildcards.stage)
     ]
@@ -34,8 +38,6 @@ rule generate:
     output:
         completions="results/{run}/{stage}/completions/{shard}.parquet",
         ledger="results/{run}/{stage}/ledger/{shard}.parquet",
-    params:
-        settings=dict(batch_size=EXPERIMENT.config["engine"]["batch_size"]),
     log:
         "logs/generate/{run}/{stage}/{shard}.log",
     benchmark:
@@ -48,4 +50,4 @@ rule generate:
         runtime=lambda wc, attempt: needs.generate_runtime(run_of(wc), wc.stage, wc.shard, attempt),
     shell:
         "randopt generate results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --batch-size {params.settings[batch_size]} --threads {threads} 2> >(tee -a {log:q} >&2)"
+        " --batch-size {BATCH_SIZE} --threads {threads} 2> >(tee -a {log:q} >&2)"

@@ -5,7 +5,7 @@ rule score:
     """Verdicts of one shard."""
     input:
         completions=rules.generate.output.completions,
-        items=lambda wc: [
+        splits=lambda wc: [
             str(layout.RESULTS / "tasks" / run_of(wc).task_id / f"{split}.parquet")
             for split in layout.stage_splits(wc.stage)
         ],

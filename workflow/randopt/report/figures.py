@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.lines
+import matplotlib.patches
 import numpy as np
 import polars as pl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,6 +45,7 @@ RC: dict[Any, Any] = {
 WIDTH = 8.0  # inches: at 800 px a point is 1.4 px, so the smallest text is 11 px high
 DPI = 200
 BINS = 32
+ABOVE, BELOW = "#0072B2", "#A6CEE3"  # candidates at or above the base, and below it
 
 
 def score_histogram(candidates: pl.DataFrame, metrics: pl.DataFrame, metric: str = "lenient") -> Figure:
@@ -52,35 +56,39 @@ def score_histogram(candidates: pl.DataFrame, metrics: pl.DataFrame, metric: str
     """
     base = _one(metrics, "base", "select", metric)
     items = base["n"]
-    step = max(
-        1, -(-_span(candidates[metric].to_numpy(), base["value"], items) // BINS)
-    )  # items per bar, rounded up
-    edges = (np.arange(0, items + step + 1, step) - 0.5) / items * 100  # bars centred on what can occur
+    counts = _counts(candidates[metric].to_numpy(), items)
+    own = round(base["value"] * items)
+    low, high = min(counts.min(), own), max(counts.max(), own)
+    step = -(-(high - low + 1) // BINS)  # items per bar, rounded up
+    # one edge lies just below the base's count, so each bar is wholly below the base, or at or above it
+    edges = np.arange(own - step * -(-(own - low) // step), high + step + 1, step) - 0.5
     sigmas = sorted(candidates["sigma"].unique())
     with mpl.rc_context(RC):
-        figure = _figure(0.95 + 1.25 * len(sigmas))
+        figure = _figure(1.0 + 1.25 * len(sigmas))
         axes = figure.subplots(len(sigmas), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axis, sigma in zip(axes, sigmas, strict=True):
-            values = candidates.filter(pl.col("sigma") == sigma)[metric].to_numpy()
-            # half an item of slack: the two shares are the same count divided in different places
-            share = np.mean(values >= base["value"] - 0.5 / items)
-            axis.hist(values * 100, bins=edges, color="#0072B2", edgecolor="white", linewidth=0.4)
-            axis.axvspan(100 * base["ci_low"], 100 * base["ci_high"], color="0.5", alpha=0.2, lw=0, zorder=0)
+            mine = _counts(candidates.filter(pl.col("sigma") == sigma)[metric].to_numpy(), items)
+            heights, _ = np.histogram(mine, edges)
+            colours = [BELOW if edge < own - 1 else ABOVE for edge in edges[:-1]]
+            left, width = edges[:-1] / items * 100, 100 * step / items
+            axis.bar(left, heights, width, align="edge", color=colours, edgecolor="white", linewidth=0.4)
+            axis.axvspan(100 * base["ci_low"], 100 * base["ci_high"], color="0.5", alpha=0.18, lw=0, zorder=0)
             axis.axvline(100 * base["value"], color="black", lw=1.3, ls=DASHES["base"])
-            axis.set_title(
-                f"σ = {sigma:g}: {100 * share:.0f} % of {len(values):,} candidates at or above the base"
-            )
+            share = 100 * np.mean(mine >= own)
+            axis.set_title(f"σ = {sigma:g}: {share:.0f} % of {len(mine):,} candidates at or above the base")
             axis.set_ylabel("candidates")
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        scores = candidates[metric].to_numpy()
-        low, high = min(scores.min(), base["ci_low"]), max(scores.max(), base["ci_high"])
-        axes[-1].set_xlim(100 * low - 100 * step / items, 100 * high + 100 * step / items)
+        left, right = min(edges[0] / items, base["ci_low"]), max(edges[-1] / items, base["ci_high"])
+        axes[-1].set_xlim(100 * left - width, 100 * right + width)
         axes[-1].set_xlabel(f"{metric} accuracy on the {items:,} select items (%)")
+        _title(figure, metrics)
         marks = [
             mpl.lines.Line2D([], [], color="black", lw=1.3, ls=DASHES["base"], label="base, greedy"),
-            mpl.patches.Patch(color="0.5", alpha=0.2, lw=0, label="its confidence interval"),
+            mpl.patches.Patch(color="0.5", alpha=0.18, lw=0, label="its confidence interval"),
+            mpl.patches.Patch(color=ABOVE, lw=0, label="at or above the base"),
+            mpl.patches.Patch(color=BELOW, lw=0, label="below"),
         ]
-        figure.legend(handles=marks, loc="outside upper right", ncols=2)
+        figure.legend(handles=marks, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -116,15 +124,13 @@ def accuracy_against_k(metrics: pl.DataFrame) -> Figure:
                     axis.set_xlabel("ensemble size K")
             name = verdict if len(verdicts) == 2 else "strict = lenient"
             axes[row, 0].set_ylabel(f"{name} accuracy (%)")
-        model, task, n = metrics.select("model", "task", "candidates").row(0)
-        figure.suptitle(f"{model} on {task}, N = {n:,} candidates", fontsize=10.5, x=0.01, ha="left")
+        _title(figure, metrics)
         handles = {line.get_label(): line for line in axes[0, 0].get_lines()}
-        shown = [handles[label] for label, _, _ in STYLES.values() if label in handles]
+        shown: list[Artist] = [handles[label] for label, _, _ in STYLES.values() if label in handles]
         if best is not None:
-            dotted = mpl.lines.Line2D(
-                [], [], color="0.45", lw=1, ls=":", label=f"K chosen on confirm: {best}"
-            )
-            shown.append(dotted)
+            label = f"K = {best}, the best on confirm"
+            shown.append(mpl.lines.Line2D([], [], color="0.45", lw=1, ls=":", label=label))
+        shown.append(mpl.patches.Patch(color="0.5", alpha=0.25, lw=0, label="bands: confidence intervals"))
         figure.legend(handles=shown, loc="outside lower center", ncols=3, handlelength=2.6)
     return figure
 
@@ -187,9 +193,14 @@ def _apart(sizes: list[int], ratio: float = 1.12) -> list[int]:
     return kept[::-1]
 
 
-def _span(values: np.ndarray, base: float, items: int) -> int:
-    """Items between the worst and the best score, the base included."""
-    return round((max(values.max(), base) - min(values.min(), base)) * items) + 1
+def _counts(shares: np.ndarray, items: int) -> np.ndarray:
+    """Correct items from shares of them, without the division's rounding."""
+    return np.rint(shares * items).astype(int)
+
+
+def _title(figure: Figure, metrics: pl.DataFrame) -> None:
+    model, task, n = metrics.select("model", "task", "candidates").row(0)
+    figure.suptitle(f"{model} on {task}, N = {n:,} candidates", fontsize=10.5, x=0.01, ha="left")
 
 
 def _verdicts_agree(metrics: pl.DataFrame, splits: list[str]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 from rich import box
-from rich.console import Group
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -13,14 +13,15 @@ from randopt.errors import UserError
 from randopt.metrics import chosen_k
 
 LABELS = {
-    "base": "base, greedy",
-    "self_consistency": "base, self-consistency",
-    "random": "random candidates, vote",
+    "base": "base",
+    "self_consistency": "self-consistency",
+    "random": "random vote",
     "member_mean": "member mean",
-    "top1": "top-1 candidate",
-    "randopt": "RandOpt, vote",
+    "top1": "top-1",
+    "randopt": "RandOpt",
 }
 SEARCHED = ("member_mean", "top1", "randopt")  # these differ from one N to the next
+INTERVAL = len("[36.6–60.4]")
 _RUN = ["model", "task", "run_id"]
 
 
@@ -40,9 +41,14 @@ def render(metrics: pl.DataFrame | Sequence[pl.DataFrame], confidence: float = 0
     """
     parts: list[Table | Text] = []
     for report in _reports(metrics, confidence):
-        table = Table(title=report.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=report.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         for index, name in enumerate(report.header):
-            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+            # At 80 columns a label is folded and an interval goes below its value; no number is cut.
+            widest = max(len(row[index]) for row in report.rows)
+            whole = INTERVAL if "%" in name else widest if index else None
+            title = name.replace("generations", "genera-\ntions")
+            justify: JustifyMethod = "right" if index else "left"
+            table.add_column(title, justify=justify, min_width=whole, overflow="fold", vertical="top")
         for index, row in enumerate(report.rows):
             table.add_row(*row, style="bold" if index in report.bold else "")
         parts += [table, *(Text(note) for note in report.notes), Text()]
@@ -54,7 +60,7 @@ def to_markdown(metrics: pl.DataFrame | Sequence[pl.DataFrame], confidence: floa
     lines = []
     for report in _reports(metrics, confidence):
         lines += [f"### {report.title}", ""]
-        lines.append("| " + " | ".join(_escape(name) for name in report.header) + " |")
+        lines.append("| " + " | ".join(_break(name) for name in report.header) + " |")
         lines.append("|:--" + "|--:" * (len(report.header) - 1) + "|")
         for index, row in enumerate(report.rows):
             cells = [f"**{_escape(row[0])}**" if index in report.bold else _escape(row[0]), *row[1:]]
@@ -115,19 +121,23 @@ def _report(run: pl.DataFrame, confidence: float) -> _Report:
             bold.add(len(rows))
         rows.append([label, str(k), *shown, *cost])
     sizes = {split: _items(run, split) for split in ("select", "confirm", "test")}
-    level = f"{100 * confidence:g} % CI"
     header = [
         "method",
         "K",
-        f"select, lenient % [{level}] (seen by the search; {sizes['select']} items)",
-        f"confirm, lenient % [{level}] ({sizes['confirm']} items)",
-        f"test, lenient % [{level}] ({sizes['test']} items)",
-        f"test, strict % [{level}]",
+        f"select\nlenient %\n(seen by\nthe search)\n{sizes['select']} items",
+        f"confirm\nlenient %\n\n\n{sizes['confirm']} items",
+        f"test\nlenient %\n\n\n{sizes['test']} items",
+        f"test\nstrict %\n\n\n{sizes['test']} items",
         "generations",
         "tokens",
     ]
     plan = ", ".join(f"{n:,}" for n in prefixes)
-    notes = ["Generations and completion tokens: all that the test answers cost, the search included."]
+    notes = [
+        f"In brackets: {100 * confidence:g} % confidence intervals over items. Generations and completion "
+        "tokens: all that the test answers cost, the search included.",
+        "base: one greedy answer. self-consistency: vote of K sampled answers of the base. random vote: of K "
+        "candidates nobody selected. RandOpt: vote of the best K.",
+    ]
     for n in prefixes:
         notes += _verdict(cells, n, chosen[n], confidence)
     return _Report(f"{model} × {task}, N = {plan} (run {run_id})", header, rows, bold, notes)
@@ -145,7 +155,8 @@ def _verdict(cells: dict, n: int, k: int | None, confidence: float) -> list[str]
             notes.append(f"RandOpt − {other}: no test items.")
             continue
         times = randopt["generations"] / rival["generations"]
-        notes.append(f"{difference_sentence(row, other, confidence)} Generations: {_times(times)} as many.")
+        cost = f"RandOpt spent {_times(times)} the generations."
+        notes.append(f"{difference_sentence(row, other, confidence)} {cost}")
     return notes
 
 
@@ -184,6 +195,11 @@ def _signed(points: float) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+
+def _break(text: str) -> str:
+    """Lines of a heading in Markdown."""
+    return "<br>".join(_escape(line) for line in text.split("\n") if line)
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Tasks: what is asked (spec, sources, items) and how an answer is judged (scorers, judge)."""
