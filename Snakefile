@@ -33,10 +33,11 @@ include: "workflow/rules/report.smk"
 
 
 rule all:
-    """Table and figures of the experiment."""
+    """Table and figures of the experiment, and every table behind them."""
     default_target: True
     input:
         expand(rules.report.output.table, experiment=EXPERIMENT.config["experiment"]),
+        list(every_table()),
 
 
 rule scores:

@@ -61,7 +61,7 @@ class Checkout:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
-        for name in ("Snakefile", "workflow", "config", "profiles", "slurm"):
+        for name in ("Snakefile", "workflow", "config", "profiles", "slurm", "envs"):
             source = ROOT / name
             if source.is_symlink():
                 (folder / name).symlink_to(os.readlink(source))
@@ -72,7 +72,7 @@ class Checkout:
         self.config = {
             "experiment": "tiny",
             "models": [{"name": "tiny", "source": f"path:{model}"}],
-            "tasks": [{"name": "times_table", "splits": {"select": 6, "confirm": 5, "test": 8}, "max_tokens": 4, "source": {"low": 1, "high": 5}}],
+            "tasks": [{"name": "times_table", "splits": {"select": 6, "confirm": 5, "test": 8}, "max_tokens": 4, "source": {"low": 1, "high": 5, "smaller_high": 5}}],
             "search": {"candidates": 16, "sigmas": [0.05, 0.2], "shard_size": 8},
             "ensemble": {"top_k": [1, 2, 3], "members": 3},
             "statistics": {"bootstrap": 200},

@@ -105,3 +105,28 @@ def test_the_page_of_keys_is_the_schemas() -> None:
 
     page = Path(__file__).resolve().parents[2] / "config" / "README.md"
     assert page.read_text() == render(), "run: python -m randopt.config_docs > config/README.md"
+
+
+@pytest.mark.parametrize("path", ["config.yaml", "paper/qwen2.5-gsm8k.yaml", "paper/qwen2.5-countdown.yaml"])
+def test_the_configs_that_are_shipped_build(path: str, tmp_path, monkeypatch) -> None:
+    from pathlib import Path
+
+    from randopt.experiment import build
+
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.chdir(tmp_path)  # no results of an earlier run are looked at
+    experiment = build(config.resolve(config.load_file(root / "config" / path)), root)
+    assert len(experiment.runs) == len(experiment.config["models"]) * len(experiment.config["tasks"])
+    assert len({run.run_id for run in experiment.runs}) == len(experiment.runs)
+
+
+def test_the_conda_environment_has_the_pins_of_the_requirements() -> None:
+    from pathlib import Path
+
+    import yaml
+
+    envs = Path(__file__).resolve().parents[2] / "envs"
+    lines = [*(envs / "cpu.txt").read_text().splitlines(), *(envs / "reasoning-gym.txt").read_text().splitlines()]
+    pins = {line for line in lines if "==" in line}
+    conda = yaml.safe_load((envs / "randopt.yaml").read_text())["dependencies"][-1]["pip"]
+    assert set(conda) <= pins

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
-from test_metrics import Population, populate
+from tests.unit.test_metrics import Population, populate
 
 from randopt.errors import UserError
 from randopt.report.figures import STYLES, accuracy_against_k, save, score_histogram

@@ -135,8 +135,8 @@ def pick(frame: pl.DataFrame, method: str, k: int, split: str, metric: str) -> d
 
 def test_the_table_is_complete(frame: pl.DataFrame, tmp_path) -> None:
     tables.write(frame, tables.METRICS, tmp_path / "metrics.parquet", run_id="aaaaaaaaaa")
-    # per split: base 2; top1 4; K times (member_mean 4, self_consistency 4, random 6, randopt 6)
-    assert frame.height == 3 * (2 + 4 + 4 * 20)
+    # per split: base 2; top1 4; K times (member_mean 4, self_consistency 4, random 6, randopt 8)
+    assert frame.height == 3 * (2 + 4 + 4 * 22)
     assert frame["candidates"].unique().to_list() == [48]
     inside = frame.select((pl.col("ci_low") <= pl.col("value")) & (pl.col("value") <= pl.col("ci_high")))
     assert inside.to_series().all()

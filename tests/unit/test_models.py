@@ -1,7 +1,10 @@
 """Model sources, checkpoints and manifests: what is refused, and what is noticed later."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,3 +118,32 @@ def test_a_missing_tokenizer_is_told(copy, tmp_path) -> None:
         path.unlink()
     with pytest.raises(UserError, match="no tokenizer"):
         made(copy, tmp_path)
+
+
+def test_a_checkpoint_with_a_missing_shard_is_told(copy, tmp_path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"lacks model-00002\.safetensors"):
+        made(copy, tmp_path)
+
+
+def test_a_hub_model_in_the_cache_needs_no_network(tiny_model, tmp_path) -> None:
+    """In a process of its own: the Hub library reads its environment when it is imported."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tiny_model, tmp_path / "hub" / "models--org--tiny" / "snapshots" / commit)
+    code = (
+        "import sys; from pathlib import Path; from randopt.models.prepare import prepare, load_manifest\n"
+        "from randopt.models.source import parse\n"
+        "out = Path(sys.argv[2]); prepare(parse(sys.argv[1], Path()), 'bfloat16', Path(), out)\n"
+        "print(load_manifest(out).content['revision'])"
+    )
+
+    def fetched(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, f"hf:org/{name}@{commit}", str(tmp_path / name / "manifest.json")]
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    cached = fetched("tiny")
+    assert cached.stdout.strip().endswith(commit), cached.stderr
+    absent = fetched("absent")
+    assert absent.returncode != 0 and "cannot fetch org/absent" in absent.stderr

@@ -100,7 +100,7 @@ def test_overrides():
     spec = load_task(entry, FOLDER)
     assert {split: value["size"] for split, value in spec.splits.items()} == {
         "select": 6,
-        "confirm": 24,
+        "confirm": 32,
         "test": 8,
     }
     assert (spec.label, spec.max_tokens, spec.scorer, spec.source["high"]) == ("small", 4, "gsm8k", 5)
@@ -221,9 +221,11 @@ def test_items_of_times_table():
     frames = make_items(load_task("times_table", FOLDER), ROOT)
     assert {split: frame.height for split, frame in frames.items()} == {
         "select": 48,
-        "confirm": 24,
-        "test": 48,
+        "confirm": 32,
+        "test": 160,
     }
+    factors = [json.loads(meta).values() for frame in frames.values() for meta in frame["meta"]]
+    assert {(min(pair), max(pair)) for pair in factors} == {(a, b) for a in range(2, 10) for b in range(a, 21)}
     assert all(frame.schema == ITEMS.schema for frame in frames.values())
     first = frames["select"].row(0, named=True)
     a, b = json.loads(first["meta"]).values()
@@ -244,9 +246,9 @@ def test_items_are_the_same_next_year():
 
 
 GOLDEN = {
-    ("times_table", "select"): ("2e96afc0e9b31d97", "ba31cc99d5"),
-    ("times_table", "confirm"): ("499daa50cdc268c7", "a576d9f51c"),
-    ("times_table", "test"): ("25f4dbbe4c91acc1", "98d792faf0"),
+    ("times_table", "select"): ("e44301c240156258", "f35b3ca90f"),
+    ("times_table", "confirm"): ("d48fbc0317c8bc08", "7d60248c36"),
+    ("times_table", "test"): ("caf51efda1425252", "b2abfbea17"),
     ("countdown", "select"): ("5f2a9f1e65a2b8de", "0c94a23ecc"),
     ("countdown", "confirm"): ("81a3fa8f82aed951", "6319fd10d9"),
     ("countdown", "test"): ("7ef25f21ce1939b0", "8ab8beaf8b"),

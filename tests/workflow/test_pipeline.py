@@ -192,3 +192,12 @@ def test_the_rule_graph_is_drawn(finished) -> None:
     svg = (finished.folder / "dag.svg").read_text()
     for rule in ("prepare_model", "generate", "score", "gather", "select", "vote", "metrics", "report"):
         assert f">{rule}<" in svg
+
+
+def test_models_times_tasks_are_runs_of_one_experiment(tmp_path, tiny_model) -> None:
+    checkout = Checkout(tmp_path, tiny_model)
+    checkout.config["models"].append({**checkout.config["models"][0], "name": "twin", "dtype": "float32"})
+    checkout.config["tasks"].append({"name": "countdown", "splits": {"select": 4, "confirm": 4, "test": 4}})
+    jobs = planned(checkout)
+    assert jobs["prepare_model"] == jobs["prepare_items"] == 2
+    assert jobs["gather"] == jobs["metrics"] == 4 and jobs["report"] == 1

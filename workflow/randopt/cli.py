@@ -4,6 +4,7 @@ Heavy imports wait inside the commands, so `--help` answers at once.
 """
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -159,6 +160,9 @@ def generate(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Generate a shard's completions; continues from what earlier attempts finished."""
+    # Threads that spin at OpenMP's barriers starve each other when the machine has other work; sleeping costs little.
+    # It must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from randopt.layout import parse_shard
     from randopt.shard import generate as generate_shard
 
@@ -228,22 +232,31 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # a scheduler's SIGTERM ends the process like Ctrl-C: what is finished is on disk
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # nohup and the like stay as they are
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app(standalone_mode=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: everything finished is kept; run the same command again to go on.", file=sys.stderr)
+    except _Interrupted as signalled:
+        print(
+            f"interrupted ({signalled}): everything finished is kept; run the same command again to go on.",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     sys.exit(0)
 
 
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(f"signal {signal.Signals(number).name}")
+class _Interrupted(BaseException):
+    """SIGTERM or Ctrl-C. Not KeyboardInterrupt: Typer swallows that one without a word."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted(signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ What may be changed without losing work, and what it costs:
 | `ensemble.members` raised | only the new members and samples |
 | `statistics` | metrics |
 | `controls.self_consistency_temperature` | the controls |
-| a task's `scorer`, or a scorer's version | scores and what follows, no generation (new experts excepted, if the selection changes) |
-| model, dtype, task, splits, prompt, token limit, σ, first seed, noise law, exclude | a new run in a new folder; the old one stays |
+| a task's `scorer`, or a scorer's version | scores and what follows; only experts that are new are generated |
+| model, dtype, items, prompt, token limit, σ, first seed, noise law, exclude | a new run; the old one stays |
 | `search.shard_size` | refused once a run exists, since it names the files |
 
 Tasks are described in `config/tasks/`; `times_table.yaml` explains every key of a task file.

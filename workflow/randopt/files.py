@@ -1,5 +1,7 @@
 """Files that are either whole or absent."""
 
+import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,6 +17,30 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     Raises UserError when the folder is read-only or full, leaving nothing behind.
     """
     path = Path(path)
+    for last in (False, False, True):
+        try:
+            return _write_once(path, write)
+        except FileNotFoundError as error:  # a second copy of a job finished and removed the folder under us
+            if last:
+                raise _cannot_write(path, error) from error
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
+def give_second_name(path: Path, name: Path) -> None:
+    """Make `name` a hard link to the file `path`; a file system without links goes without."""
+    Path(name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.link(path, name)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it."""
+    for temporary in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def _write_once(path: Path, write: Callable[[Path], object]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,16 +53,18 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _fsync_folder(path.parent)
-    except BaseException as error:
+    except BaseException:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}. "
-                "Free space or make the folder writable, then run the same command again; "
-                "everything already written is kept."
-            ) from error
         raise
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}. "
+        "Free space or make the folder writable, then run the same command again; "
+        "everything already written is kept."
+    )
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -92,6 +92,11 @@ def requests_file(run: Path, stage: str) -> Path:
     return Path(run) / stage / "requests.parquet"
 
 
+def kept_file(completions: Path) -> Path:
+    """A second name of a shard's completions that Snakemake does not know, and so never removes."""
+    return Path(completions).with_suffix(".kept")
+
+
 def parts_folder(completions: Path) -> Path:
     """Where a shard's finished requests wait to be merged."""
     return Path(completions).with_suffix(".parts")

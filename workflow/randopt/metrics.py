@@ -18,6 +18,8 @@ from randopt.select import rank
 SPLITS = ("select", "confirm", "test")
 VERDICTS = ("strict", "lenient")
 VOTED = ("self_consistency", "random", "randopt")
+# Votes that a vote is compared with at equal K: is it more than sampling the base, more than any perturbations?
+RIVALS = {"randopt": ("self_consistency", "random"), "random": ("self_consistency",)}
 BASE, SIGMA_ZERO, SAMPLES = 0, 1, 2  # rows of the controls: base, σ = 0, then the base's samples
 
 
@@ -54,8 +56,9 @@ def metrics(
     candidates; `controls`: `gather.answers` of the controls. The splits are those of the controls.
 
     Metrics: strict and lenient (Wilson for one answer per item; member_mean, the mean accuracy of
-    the K members, by bootstrap over items); *_minus_base of every other method, and
-    *_minus_self_consistency at equal K of randopt and random (paired bootstrap over the same items).
+    the K members, by bootstrap over items); *_minus_base of every other method, and at equal K
+    *_minus_self_consistency of randopt and random and *_minus_random of randopt (paired bootstrap
+    over the same items).
     Differences carry the first method's cost. `resamples` and `seed` are the bootstrap's; all
     methods of a split see the same resamples.
 
@@ -180,7 +183,7 @@ def _results(
 def _rows(results: list[_Result], confidence: float, resamples: int, seed: tuple[int, int]) -> Iterator[dict]:
     """Values and intervals of one split. Differences are kept as whole numbers, `of` divides later."""
     base = next(result for result in results if result.method == "base")
-    peers = {result.top_k: result for result in results if result.method == "self_consistency"}
+    voted = {(result.method, result.top_k): result for result in results if result.method in VOTED}
     n = len(base.correct["lenient"])
     resampled: list[tuple[_Result, str, np.ndarray]] = []
     for result in results:
@@ -194,9 +197,9 @@ def _rows(results: list[_Result], confidence: float, resamples: int, seed: tuple
             if result is not base:
                 difference = correct - result.of * base.correct[name]
                 resampled.append((result, f"{name}_minus_base", difference))
-            if result.method in ("randopt", "random"):
-                difference = correct - peers[result.top_k].correct[name]
-                resampled.append((result, f"{name}_minus_self_consistency", difference))
+            for rival in RIVALS.get(result.method, ()):
+                difference = correct - voted[rival, result.top_k].correct[name]
+                resampled.append((result, f"{name}_minus_{rival}", difference))
     values = np.stack([column for _, _, column in resampled], axis=1)
     lows, highs = stats.percentile_interval(stats.bootstrap_means(values, resamples, seed), confidence)
     for (result, metric, column), low, high in zip(resampled, lows, highs, strict=True):

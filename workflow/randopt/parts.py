@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Parts:
         if not path.exists():
             return None
         try:
-            rows = tables.read(path, tables.COMPLETIONS, **self.footer)
+            rows = tables.read(path, tables.COMPLETIONS, None, **self.footer)
             return self.checked(request, rows)
         except UserError as error:
             log.warning("part ignored and redone: %s", error)
@@ -92,30 +92,56 @@ class Parts:
             raise UserError(f"{self.path(request)} does not hold every item of request {request.request_id}")
         return rows
 
-    def reuse(self, requests: Sequence[Request], siblings: Sequence[Path]) -> None:
+    def reuse(self, requests: Sequence[Request], siblings: Iterable[Path]) -> None:
         """Copy requests that another finished shard of this run already answered into parts.
 
         A raised N lengthens the last shard, and a larger N often selects the same experts again:
         nothing is generated twice.
         """
-        missing = {request.request_id: request for request in requests if not self.path(request).exists()}
+        missing = [request for request in requests if not self.path(request).exists()]
         for sibling in siblings:
             if not missing:
                 return
             try:
-                tables.check_footer(sibling, tables.COMPLETIONS, **self.footer)
-                found = tables.read(sibling, tables.COMPLETIONS).filter(pl.col("request_id").is_in(list(missing)))
+                found = self._answers_in(sibling, missing)
             except UserError as error:
                 log.debug("not reused: %s", error)
                 continue
-            for (request_id,), rows in found.partition_by("request_id", as_dict=True).items():
-                request = missing.pop(str(request_id))
-                self.write(request, self.checked(request, rows))
-                log.info("request %s taken from %s", request_id, sibling)
+            for request in requests:
+                if request.request_id in found:
+                    self.write(request, found[request.request_id])
+            missing = [request for request in missing if request.request_id not in found]
+            if found:
+                log.info("%d requests taken from %s", len(found), sibling)
 
     def merge(self, requests: Sequence[Request]) -> pl.DataFrame:
-        """All completions of the shard in request order, item order within."""
-        return pl.concat([part for request in requests if (part := self.read(request)) is not None])
+        """All completions of the shard in request order, item order within.
+
+        A second copy of this job may have finished first and removed the parts; then its output has
+        what is missing. Raises UserError when a request is nowhere.
+        """
+        found = {request.request_id: rows for request in requests if (rows := self.read(request)) is not None}
+        missing = [request for request in requests if request.request_id not in found]
+        if missing:
+            found |= self._answers_in(self.completions, missing)
+        lost = [request.request_id for request in missing if request.request_id not in found]
+        if lost:
+            raise UserError(
+                f"{self.folder} has lost {len(lost)} finished request(s), {lost[0]} the first; was it changed by "
+                "hand? Run the same command again: only these are generated."
+            )
+        return pl.concat([found[request.request_id] for request in requests])
+
+    def _answers_in(self, path: Path, requests: Sequence[Request]) -> dict[str, pl.DataFrame]:
+        """request_id -> rows of those requests that a finished shard of this run and these items holds.
+
+        Raises UserError when it is missing, torn, of another run, or lacks items of a request.
+        """
+        tables.check_footer(path, tables.COMPLETIONS, **self.footer)
+        wanted = {request.request_id: request for request in requests}
+        found = tables.read(path, tables.COMPLETIONS).filter(pl.col("request_id").is_in(list(wanted)))
+        groups = found.partition_by("request_id", as_dict=True)
+        return {str(name): self.checked(wanted[str(name)], rows) for (name,), rows in groups.items()}
 
     def remove(self) -> None:
         """Remove the parts once the final output is in place."""
@@ -168,10 +194,28 @@ def rows(request: Request, completions: Sequence[Any], item_ids: Sequence[str]) 
 
 
 def siblings(run: Path, stage: str, own: Path) -> Iterator[Path]:
-    """Finished shards that may hold the same requests on the same items."""
-    patterns = {
-        "search": ["search/completions/*.parquet"],
-        "controls": ["controls-*/completions/*.parquet"],
-    }.get(layout.stage_kind(stage), ["random/completions/*.parquet", "n*/members/completions/*.parquet"])
-    for pattern in patterns:
-        yield from (path for path in sorted(Path(run).glob(pattern)) if path != own)
+    """Finished shards that may hold the same requests on the same items.
+
+    The shard's own output is one of them, also under its second name (.kept): a second copy of this job
+    may have finished it. So are members that were set aside (.retired).
+    """
+    kind = layout.stage_kind(stage)
+    if kind in ("search", "controls"):
+        # A request keeps its row for ever: only shards of the same rows matter, not every finished one.
+        start, stop = layout.parse_shard(own.stem)
+        for path in _finished(run, f"{kind}*/completions"):
+            try:
+                first, end = layout.parse_shard(path.stem)
+            except ValueError:
+                continue  # a copy that somebody made by hand
+            if first < stop and start < end:
+                yield path
+    else:
+        yield from _finished(run, "random/completions")
+        yield from _finished(run, "n*/members/completions")
+
+
+def _finished(run: Path, folders: str) -> list[Path]:
+    """Completions in the folders, those under their proper name first."""
+    found = [path for suffix in (".parquet", ".kept", ".retired") for path in Path(run).glob(f"{folders}/*{suffix}")]
+    return sorted(found, key=lambda path: (path.suffix != ".parquet", path))

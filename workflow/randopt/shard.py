@@ -20,6 +20,7 @@ from randopt import engines, layout, parts, plan, tables
 from randopt.engines import Engine, EngineSettings, Item
 from randopt.errors import UserError
 from randopt.experiment import load_run
+from randopt.files import give_second_name, remove_temporaries
 from randopt.items import items_hash, read_items
 from randopt.models.prepare import load_manifest
 from randopt.requests import Request
@@ -41,13 +42,11 @@ def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int,
         )
     table = read_items(run["task_id"], layout.stage_splits(stage))
     output = layout.shard_file(run_folder, stage, "completions", shard)
-    kept = parts.Parts(
-        output, {"run_id": run["run_id"], "items_hash": items_hash(table)}, table["item_id"].to_list()
-    )
+    kept = parts.Parts(output, {"run_id": run["run_id"], "items_hash": items_hash(table)}, table["item_id"].to_list())
     progress = parts.begin_attempt(kept.load_progress(), run["run_id"], stage, shard)
     kept.save_progress(progress)
     try:
-        kept.reuse(requests, list(parts.siblings(run_folder, stage, output)))
+        kept.reuse(requests, parts.siblings(run_folder, stage, output))
         missing = [request for request in requests if kept.read(request) is None]
         progress.done = progress.done_at_attempt = len(requests) - len(missing)
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
@@ -56,6 +55,9 @@ def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int,
             _generate_missing(run, table, missing, kept, progress, batch_size, threads, digest)
         completions = kept.merge(requests)
         tables.write(completions, tables.COMPLETIONS, output, **kept.footer, **_place(stage, shard))
+        # Snakemake removes a finished output when it believes the job failed (a late network file system),
+        # starts it again (a restarted driver) or misses an input; what is under another name is taken over.
+        give_second_name(output, layout.kept_file(output))
         _write_ledger(run_folder, run, progress, completions, len(missing), digest)
     except BaseException as error:
         progress.state = "failed" if isinstance(error, Exception) else "interrupted"
@@ -66,6 +68,8 @@ def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int,
             log.warning("the state of the shard could not be saved")
         raise
     kept.remove()
+    for name in ("completions", "ledger"):
+        remove_temporaries(layout.shard_file(run_folder, stage, name, shard))
 
 
 def run_requests(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -115,8 +116,9 @@ class BestSoFar:
         found = [pair for pair in found if pair[1] in requests]
         if not found:
             return None
-        best = max(found)
-        return best[0], requests[best[1]]
+        # the order of the selection: score descending, then seed ascending
+        reward, request_id = min(found, key=lambda pair: (-pair[0], requests[pair[1]].perturbation[0][0]))
+        return reward, requests[request_id]
 
     def _score(self, path: Path) -> tuple[float, str]:
         if path not in self._seen:
@@ -170,15 +172,15 @@ def render(experiment: Experiment, best: dict[str, BestSoFar]) -> tuple[Renderab
 
 
 def _stage_table(run: Run, states: list[ShardState]) -> Table:
-    table = Table(title=run.name, title_justify="left")
-    for column in ("stage", "requests", "done", "running", "failed", "pending", "progress"):
-        table.add_column(column, justify="left" if column in ("stage", "progress") else "right")
+    table = Table(title=run.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "requests", "done", "runs", "failed", "waits", "progress"):
+        table.add_column(column, justify="left" if column in ("stage", "progress") else "right", no_wrap=True)
     for stage in run.stages():
         chosen = [state for state in states if state.stage == stage]
         counts = [sum(state.state == name for state in chosen) for name in ("done", "running", "failed", "pending")]
         done, total = sum(state.done for state in chosen), run.rows(stage)
-        filled = round(20 * done / total)
-        bar = "█" * filled + "░" * (20 - filled)
+        filled = round(10 * done / total)
+        bar = "█" * filled + "░" * (10 - filled)
         table.add_row(stage, f"{done}/{total}", *map(str, counts), f"{bar} {100 * done / total:3.0f} %")
     return table
 

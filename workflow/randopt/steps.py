@@ -12,6 +12,7 @@ from randopt import select as selection_rules
 from randopt.errors import UserError
 from randopt.experiment import load_run
 from randopt.gather import answers, gather, with_select
+from randopt.items import read_items
 from randopt.plan import read_requests, write_requests
 from randopt.vote import votes
 
@@ -27,6 +28,7 @@ def gather_step(run_folder: Path, candidates: int) -> None:
         _stage_files(run_folder, "search", "completions", candidates),
         run["run_id"],
         candidates,
+        items=_item_ids(run_folder, "search"),
     )
     tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
 
@@ -123,6 +125,7 @@ def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.D
             _stage_files(run_folder, stage, "completions"),
             run_id,
             stage,
+            items=_item_ids(run_folder, stage),
         )
         for name, stage in (
             ("controls", controls),
@@ -138,6 +141,7 @@ def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.D
         run_id,
         "search",
         only=reported,
+        items=_item_ids(run_folder, "search"),
     )
     return {
         "controls": frames["controls"],
@@ -154,6 +158,10 @@ def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = N
         for shard in layout.shards(_rows(run_folder, stage), size)
         if first is None or shard[0] < first
     ]
+
+
+def _item_ids(run_folder: Path, stage: str) -> list[str]:
+    return read_items(load_run(run_folder)["task_id"], layout.stage_splits(stage))["item_id"].to_list()
 
 
 def _rows(run_folder: Path, stage: str) -> int:

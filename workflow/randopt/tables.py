@@ -18,6 +18,9 @@ from randopt.files import write_atomic
 
 FOOTER_KEY = "randopt"  # key of our JSON in the Parquet footer
 
+# What Polars raises on a damaged file; some damage makes it panic, and a panic is no Exception.
+_DAMAGE = (Exception, pl.exceptions.PanicException)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -39,12 +42,12 @@ REQUESTS = Table(
     "request",
     ("request_id",),
     pl.Schema(
-        {
-            "request_id": pl.String,
-            "perturbation": PERTURBATION,
-            "temperature": pl.Float64,
-            "sample_seed": pl.UInt64,
-        }
+        [
+            ("request_id", pl.String),
+            ("perturbation", PERTURBATION),
+            ("temperature", pl.Float64),
+            ("sample_seed", pl.UInt64),
+        ]
     ),
     units={
         "request_id": "16 hex digits of SHA-256 over perturbation and decoding",
@@ -58,13 +61,13 @@ ITEMS = Table(
     "item",
     ("item_id",),
     pl.Schema(
-        {
-            "item_id": pl.String,
-            "messages": MESSAGES,
-            "reference": pl.String,
-            "content_hash": pl.String,
-            "meta": pl.String,
-        }
+        [
+            ("item_id", pl.String),
+            ("messages", MESSAGES),
+            ("reference", pl.String),
+            ("content_hash", pl.String),
+            ("meta", pl.String),
+        ]
     ),
     units={
         "item_id": "split and position, as in select-00007",
@@ -294,14 +297,15 @@ def footer(path: Path) -> dict[str, str | int]:
     Raises UserError when the file is missing, torn, or not a table of this project.
     """
     try:
-        found = pl.read_parquet_metadata(path).get(FOOTER_KEY)
+        text = pl.read_parquet_metadata(path).get(FOOTER_KEY)
+        found = None if text is None else json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; run the workflow again to make it.") from error
-    except Exception as error:
+    except _DAMAGE as error:
         raise _unreadable(path, error) from error
-    if found is None:
+    if not isinstance(found, dict):
         raise UserError(f"{path} is a Parquet file but no table of this workflow; remove it and run again.")
-    return json.loads(found)
+    return found
 
 
 def check_footer(path: Path, table: Table, **expected: str | int) -> None:
@@ -323,7 +327,7 @@ def read(path: Path, table: Table, columns: Sequence[str] | None = None, **expec
     check_footer(path, table, **expected)
     try:
         frame = pl.read_parquet(path, columns=list(columns) if columns else None, glob=False)
-    except Exception as error:
+    except _DAMAGE as error:
         raise _unreadable(path, error) from error
     wanted = {name: table.schema[name] for name in (columns or table.schema)}
     if dict(frame.schema) != wanted:
@@ -341,8 +345,9 @@ def read_all(
     return pl.concat([read(path, table, columns, **expected) for path in paths])
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}). "
+        f"{path} cannot be read as Parquet ({reason}). "
         "It is torn or damaged; remove it and run again: only it and what follows is redone."
     )

@@ -5,12 +5,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 from randopt import config as randopt_config, experiment as randopt_experiment, layout, resources as needs
 from randopt.errors import UserError
 
-# Jobs find the command of the environment that runs Snakemake, activated or not.
-shell.prefix(f"export PATH={sys.prefix}/bin:$PATH; ")
+# Jobs find the command of the environment that runs Snakemake, activated or not; in a conda environment of the rules
+# it is taken from this checkout. keep_log outlives the Ctrl-C or scancel that ends its command, whose last words
+# belong in the log.
+COMMAND = (
+    f'export PYTHONPATH={workflow.basedir}/workflow; randopt() (exec python -m randopt.cli "$@"); '
+    if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    else f"export PATH={sys.prefix}/bin:$PATH; "
+)
+shell.prefix(f"{COMMAND}keep_log() (trap '' INT TERM; tee \"$@\" >&2); ")
 
 
 def load_experiment(raw):
@@ -33,6 +41,55 @@ def run_of(wildcards):
 def shard_files(run, stage, table, rows=None):
     """Paths of a stage's shards, or of those that hold its first `rows` requests."""
     return [str(layout.shard_file(run.folder, stage, table, s)) for s in run.shards(stage, rows)]
+
+
+def generate_inputs(wildcards):
+    """What a shard reads.
+
+    All of it is ancient: whatever changes a completion is in the run's identity and so in the path;
+    a file that was merely made again must not cost a night of GPU time. The command itself refuses
+    weights, items or requests whose content changed.
+    """
+    run = run_of(wildcards)
+    paths = {
+        "requests": layout.requests_file(run.folder, wildcards.stage),
+        "manifest": layout.RESULTS / "models" / run.model_id / "manifest.json",
+    }
+    named = {name: ancient(str(path)) for name, path in paths.items()}
+    named["splits"] = [
+        ancient(str(layout.RESULTS / "tasks" / run.task_id / f"{split}.parquet"))
+        for split in layout.stage_splits(wildcards.stage)
+    ]
+    # A smaller prefix comes first, so that experts it shares with a larger one are generated once.
+    named["earlier"] = [
+        ancient(path)
+        for stage in run.stages_before(wildcards.stage)
+        for path in shard_files(run, stage, "completions")
+    ]
+    return named
+
+
+def compared_files(wildcards, table):
+    """Shards that a prefix's votes and metrics rest on, beside the search's, which stand behind candidates."""
+    run = run_of(wildcards)
+    stages = [run.controls, "random", f"n{wildcards.candidates}/members"]
+    return [path for stage in stages for path in shard_files(run, stage, table)]
+
+
+def every_table():
+    """All that the runs consist of, but for the ledgers.
+
+    Listed in `all`, because Snakemake does not miss a file that only finished steps have read: whoever
+    removes a damaged table, as the message about it says, gets a new one from the same command.
+    """
+    for run in EXPERIMENT.runs:
+        for stage in run.stages():
+            yield str(layout.requests_file(run.folder, stage))
+            yield from shard_files(run, stage, "completions")
+            yield from shard_files(run, stage, "scores")
+        for n in run.prefixes:
+            for name in ("candidates", "selection", "votes", "metrics"):
+                yield str(run.folder / layout.prefix_name(n) / f"{name}.parquet")
 
 
 def start_experiment():

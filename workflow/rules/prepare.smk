@@ -15,9 +15,11 @@ rule prepare_model:
         model=lambda wc: EXPERIMENT.models[wc.model_id],
     log:
         "logs/prepare_model/{model_id}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
         "randopt prepare-model {params.model[source]:q} --dtype {params.model[dtype]} --output {output.manifest:q}"
-        " 2> >(tee {log:q} >&2)"
+        " 2> >(keep_log {log:q})"
 
 
 rule prepare_items:
@@ -28,8 +30,10 @@ rule prepare_items:
         task=lambda wc: wc.task_id,
     log:
         "logs/prepare_items/{task_id}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
-        "randopt prepare-items {params.task:q} 2> >(tee {log:q} >&2)"
+        "randopt prepare-items {params.task:q} 2> >(keep_log {log:q})"
 
 
 rule plan:
@@ -42,5 +46,7 @@ rule plan:
         stage=r"search|random|controls-t[0-9.e+-]+",
     log:
         "logs/plan/{run}/{stage}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
-        "randopt plan results/{wildcards.run:q} {wildcards.stage:q} --rows {params.rows} 2> >(tee {log:q} >&2)"
+        "randopt plan results/{wildcards.run:q} {wildcards.stage:q} --rows {params.rows} 2> >(keep_log {log:q})"

@@ -17,5 +17,7 @@ rule report:
         figures=directory("results/experiments/{experiment}/figures"),
     log:
         "logs/report/{experiment}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
-        "randopt report {wildcards.experiment:q} 2> >(tee {log:q} >&2)"
+        "randopt report {wildcards.experiment:q} 2> >(keep_log {log:q})"

@@ -15,9 +15,11 @@ rule score:
         scorer=lambda wc: run_of(wc).scorer,
     log:
         "logs/score/{run}/{stage}/{shard}.log",
+    conda:
+        "../../envs/randopt.yaml"
     resources:
         mem_mb=4000,
         runtime=60,
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --scorer {params.scorer[name]:q} 2> >(tee {log:q} >&2)"
+        " --scorer {params.scorer[name]:q} 2> >(keep_log {log:q})"

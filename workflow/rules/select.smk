@@ -16,8 +16,10 @@ rule gather:
         candidates="results/{run}/n{candidates}/candidates.parquet",
     log:
         "logs/gather/{run}/n{candidates}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
-        "randopt gather results/{wildcards.run:q} {wildcards.candidates} 2> >(tee {log:q} >&2)"
+        "randopt gather results/{wildcards.run:q} {wildcards.candidates} 2> >(keep_log {log:q})"
 
 
 rule select:
@@ -30,6 +32,8 @@ rule select:
         members=lambda wc: run_of(wc).members,
     log:
         "logs/select/{run}/n{candidates}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
         "randopt select results/{wildcards.run:q} {wildcards.candidates} --members {params.members}"
-        " 2> >(tee {log:q} >&2)"
+        " 2> >(keep_log {log:q})"

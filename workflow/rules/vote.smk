@@ -9,14 +9,6 @@ localrules:
 TOP_K = ",".join(map(str, EXPERIMENT.config["ensemble"]["top_k"]))
 
 
-def compared_files(wildcards, table):
-    """Shards of every stage that a prefix's votes and metrics rest on."""
-    run = run_of(wildcards)
-    stages = [run.controls, "random", f"n{wildcards.candidates}/members"]
-    search = shard_files(run, "search", table, int(wildcards.candidates))
-    return search + [path for stage in stages for path in shard_files(run, stage, table)]
-
-
 rule vote:
     """Majority votes of experts, random candidates and samples of the base, at each K."""
     input:
@@ -31,9 +23,11 @@ rule vote:
         vote=lambda wc: dict(top_k=TOP_K, controls=run_of(wc).controls),
     log:
         "logs/vote/{run}/n{candidates}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
         "randopt vote results/{wildcards.run:q} {wildcards.candidates} --controls {params.vote[controls]}"
-        " --top-k {params.vote[top_k]} 2> >(tee {log:q} >&2)"
+        " --top-k {params.vote[top_k]} 2> >(keep_log {log:q})"
 
 
 rule metrics:
@@ -53,7 +47,9 @@ rule metrics:
         ),
     log:
         "logs/metrics/{run}/n{candidates}.log",
+    conda:
+        "../../envs/randopt.yaml"
     shell:
         "randopt metrics results/{wildcards.run:q} {wildcards.candidates} --controls {params.settings[controls]}"
         " --confidence {params.settings[confidence]}"
-        " --bootstrap {params.settings[bootstrap]} --seed {params.settings[seed]} 2> >(tee {log:q} >&2)"
+        " --bootstrap {params.settings[bootstrap]} --seed {params.settings[seed]} 2> >(keep_log {log:q})"

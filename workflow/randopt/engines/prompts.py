@@ -25,7 +25,7 @@ def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
     return tokenizer(text)["input_ids"]
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix(prompts: Sequence[list[int]]) -> int:
     """Number of leading tokens that all prompts share, at least one token of each left over."""
     first, last = min(prompts), max(prompts)  # the extremes of the lexicographic order differ first
     limit = min(len(prompt) for prompt in prompts) - 1

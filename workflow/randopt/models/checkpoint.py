@@ -40,8 +40,12 @@ def tensor_table(folder: Path) -> list[TensorInfo]:
             if name in table:
                 raise UserError(f"tensor {name} stands in both {table[name].file} and {path.name} of {folder}.")
             table[name] = TensorInfo(name, path.name, entry["dtype"], tuple(entry["shape"]))
-    if not table:
-        raise UserError(f"{folder} holds no tensors in *.safetensors files.")
+    missing = missing_files(folder)
+    if missing or not table:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing) or 'tensors in its *.safetensors files'}; "
+            "fetch or copy the checkpoint again."
+        )
     quantised = [info for info in table.values() if info.dtype not in FLOATING and info.dtype not in HARMLESS]
     if quantised:
         first = quantised[0]
@@ -50,6 +54,18 @@ def tensor_table(folder: Path) -> list[TensorInfo]:
             f"{first.dtype}. Gaussian noise needs bfloat16, float16 or float32 weights; use the unquantised model."
         )
     return [table[name] for name in sorted(table)]
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Weight files that the checkpoint's index names and the folder lacks: a download that was cut short."""
+    index = Path(folder) / "model.safetensors.index.json"
+    if not index.is_file():
+        return [] if any(Path(folder).glob("*.safetensors")) else ["*.safetensors"]
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} cannot be read ({error!r}); fetch or copy the checkpoint again.") from error
+    return sorted(name for name in named if not (Path(folder) / name).is_file())
 
 
 def refuse_quantised(folder: Path) -> None:
@@ -99,7 +115,7 @@ def _tensor_digest(name: str, tensor: "torch.Tensor") -> bytes:
 
     host = tensor.detach().to("cpu").contiguous()
     digest = hashlib.blake2b(f"{host.dtype}{tuple(host.shape)}".encode(), digest_size=32)
-    digest.update(memoryview(host.reshape(-1).view(torch.uint8).numpy()))
+    digest.update(host.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -99,19 +99,18 @@ def load_manifest(path: Path) -> Manifest:
 
 def _hub_snapshot(source: Source) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    wanted = {"repo_id": source.location, "revision": source.revision, "allow_patterns": HUB_PATTERNS}
     try:  # a complete copy in the cache needs no network
-        return Path(
-            snapshot_download(
-                source.location, revision=source.revision, allow_patterns=HUB_PATTERNS, local_files_only=True
-            )
-        )
-    except Exception:
-        log.info("fetching %s at %s from the Hub", source.location, source.revision)
+        cached = Path(snapshot_download(**wanted, local_files_only=True))
+        if not checkpoint.missing_files(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    log.info("fetching %s at %s from the Hub", source.location, source.revision)
     try:
-        return Path(
-            snapshot_download(source.location, revision=source.revision, allow_patterns=HUB_PATTERNS)
-        )
+        return Path(snapshot_download(**wanted))
     except Exception as error:
         raise UserError(
             f"cannot fetch {source.location} at {source.revision} from the Hub: {str(error).splitlines()[0]} "

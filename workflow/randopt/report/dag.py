@@ -24,10 +24,14 @@ def write_dag(output: Path, configfile: Path | None) -> None:
 
 
 def parse_rulegraph(dot: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Nodes (id -> rule name) and edges (from, to) of Snakemake's rule graph in DOT."""
+    """Nodes (id -> rule name) and edges (from, to) of Snakemake's rule graph in DOT.
+
+    `all` asks for every table; of its edges only those from rules that nothing else reads are kept.
+    """
     nodes = dict(re.findall(r'^\s*(\d+)\[label = "([^"\\]+)', dot, flags=re.M))
     edges = re.findall(r"^\s*(\d+) -> (\d+)", dot, flags=re.M)
-    return nodes, edges
+    read = {a for a, b in edges if nodes[b] != "all"}
+    return nodes, [(a, b) for a, b in edges if nodes[b] != "all" or a not in read]
 
 
 def layers(nodes: dict[str, str], edges: list[tuple[str, str]]) -> list[list[str]]:
@@ -89,9 +93,11 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
         side = max(start[0], end[0]) + BOX[0] + GAP[0] * 0.8
         x0, y0 = start[0] + BOX[0], start[1] + BOX[1] / 2
         x1, y1 = end[0] + BOX[0], end[1] + BOX[1] / 2
-        return f'<path d="M{x0:.0f} {y0:.0f} C{side:.0f} {y0:.0f} {side:.0f} {y1:.0f} {x1:.0f} {y1:.0f}" marker-end="url(#a)"/>'
-    middle = (y0 + y1) / 2
-    return f'<path d="M{x0:.0f} {y0:.0f} C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}" marker-end="url(#a)"/>'
+        control = f"{side:.0f} {y0:.0f} {side:.0f} {y1:.0f}"
+    else:
+        middle = (y0 + y1) / 2
+        control = f"{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f}"
+    return f'<path d="M{x0:.0f} {y0:.0f} C{control} {x1:.0f} {y1:.0f}" marker-end="url(#a)"/>'
 
 
 def _job_counts(text: str) -> dict[str, int]:

@@ -148,7 +148,12 @@ def _verdict(cells: dict, n: int, k: int | None, confidence: float) -> list[str]
         return [f"N = {n:,}: no confirm items, so no K can be chosen and no difference is stated."]
     notes = [f"N = {n:,}: K = {k} is the best on confirm. On test, lenient, paired by item:"]
     randopt = cells.get((n, "randopt", k, "test", "lenient"))
-    for method, other in (("base", "base"), ("self_consistency", f"self-consistency (K = {k})")):
+    rivals = (
+        ("base", "base"),
+        ("self_consistency", f"self-consistency (K = {k})"),
+        ("random", f"random vote (K = {k})"),
+    )
+    for method, other in rivals:
         row = cells.get((n, "randopt", k, "test", f"lenient_minus_{method}"))
         rival = cells.get((n, method, 1 if method == "base" else k, "test", "lenient"))
         if row is None or rival is None or randopt is None:

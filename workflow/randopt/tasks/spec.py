@@ -23,7 +23,7 @@ REFERENCE_TRANSFORMS = ("after_hashes",)
 
 # Generators: what their prompts may name, and their parameters with defaults.
 GENERATORS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
-    "times_table": (frozenset({"a", "b"}), {"seed": 1, "low": 2, "high": 12}),
+    "times_table": (frozenset({"a", "b"}), {"seed": 1, "low": 2, "high": 12, "smaller_high": 10**6}),
     "countdown": (
         frozenset({"numbers", "target"}),
         {"seed": 1, "counts": [3, 4], "low": 1, "high": 99, "target_low": 10, "target_high": 100},
@@ -271,8 +271,8 @@ def _generator(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"choose one of {', '.join(GENERATORS)}."
         )
     source = {**GENERATORS[given["generator"]][1], **given}
-    for low, high in (("low", "high"), ("target_low", "target_high")):
-        if low in source:
+    for low, high in (("low", "high"), ("low", "smaller_high"), ("target_low", "target_high")):
+        if low in source and high in source:
             _integer(source[low], f"{where}: source.{low}", at_least=0)
             _integer(source[high], f"{where}: source.{high}", at_least=source[low])
     if "counts" in source:

@@ -9,20 +9,21 @@ from randopt.tasks.row import Row
 
 
 def rows(source: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, list[Row]]:
-    """Split -> rows of a × b, a and b from `low` to `high`, both inclusive.
+    """Split -> rows of a × b, both factors from `low` to `high`, the smaller at most `smaller_high`, inclusive.
 
     a×b and b×a are one problem, asked in two ways: both orders are in the same split. Problems are
     dealt in the order of SHA-256 of "seed:a×b", which is the same on every machine and in every Python.
     Raises UserError when the splits together need more rows than there are.
     """
     low, high = source["low"], source["high"]
-    available, needed = (high - low + 1) ** 2, sum(sizes.values())
+    smaller_high = min(source.get("smaller_high", high), high)
+    pairs = [(a, b) for a in range(low, smaller_high + 1) for b in range(a, high + 1)]
+    available, needed = sum(1 if a == b else 2 for a, b in pairs), sum(sizes.values())
     if needed > available:
         raise UserError(
             f"times_table: the splits need {needed} items, but numbers from {low} to {high} give only "
-            f"{available}; raise source.high or lower the sizes in splits."
+            f"{available}; raise source.high (or smaller_high) or lower the sizes in splits."
         )
-    pairs = [(a, b) for a in range(low, high + 1) for b in range(a, high + 1)]
     pairs.sort(key=lambda pair: _digest(source["seed"], *pair))
     return {split: _deal(pairs, size, source["seed"]) for split, size in sizes.items()}
 
