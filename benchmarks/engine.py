@@ -40,9 +40,7 @@ def bench(candidates: int = 8, rounds: int = 3) -> dict:
     manifest = demo_manifest(ROOT / "results" / "bench" / "model")
     threads = torch.get_num_threads()
     begun = time.perf_counter()
-    engine = engines.load(
-        "transformers", manifest, EngineSettings("bfloat16", 16, 64, "auto", "iid", (), threads)
-    )
+    engine = engines.load("transformers", manifest, EngineSettings("bfloat16", 16, 64, "auto", "iid", (), threads))
     loading = time.perf_counter() - begun
     items = make_items(load_task("times_table", ROOT / "config" / "tasks"), ROOT)["select"]
     problems = to_items(items)

@@ -94,9 +94,7 @@ def write(root: Path, candidates: int, items: int, shard: int) -> None:
         )
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         jobs = [
-            pool.submit(
-                _write_shard, root, plan["request_id"].slice(start, stop - start).to_list(), items, start
-            )
+            pool.submit(_write_shard, root, plan["request_id"].slice(start, stop - start).to_list(), items, start)
             for start, stop in ranges[1:]
         ]
         for job in jobs:
@@ -110,9 +108,7 @@ def _write_shard(root: Path, ids: list[str], items: int, start: int) -> int:
     correct = generator.random(rows) < 0.5
     key = {
         "request_id": pl.Series(ids).gather(np.repeat(np.arange(len(ids)), items)),
-        "item_id": pl.Series([f"select-{i:05d}" for i in range(items)]).gather(
-            np.tile(np.arange(items), len(ids))
-        ),
+        "item_id": pl.Series([f"select-{i:05d}" for i in range(items)]).gather(np.tile(np.arange(items), len(ids))),
     }
     answer = pl.Series(generator.integers(0, 1000, rows)).cast(pl.String)
     scores = pl.DataFrame(
@@ -168,9 +164,7 @@ def _child(step: str, root: Path, shape: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=1_000_000)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--shard", type=int, default=64, help="candidates per file")
@@ -184,9 +178,7 @@ def main() -> None:
         elif options.step == "measure":
             print(json.dumps(measure(options.root, options.candidates, options.items)))
         else:
-            print(
-                json.dumps(bench(options.candidates, options.items, options.shard, options.folder), indent=2)
-            )
+            print(json.dumps(bench(options.candidates, options.items, options.shard, options.folder), indent=2))
     except UserError as error:
         sys.exit(str(error))
 

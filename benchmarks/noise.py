@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+
 from randopt.noise import perturb
 
 SIZE = 64_000_000

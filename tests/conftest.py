@@ -72,7 +72,14 @@ class Checkout:
         self.config = {
             "experiment": "tiny",
             "models": [{"name": "tiny", "source": f"path:{model}"}],
-            "tasks": [{"name": "times_table", "splits": {"select": 6, "confirm": 5, "test": 8}, "max_tokens": 4, "source": {"low": 1, "high": 5, "smaller_high": 5}}],
+            "tasks": [
+                {
+                    "name": "times_table",
+                    "splits": {"select": 6, "confirm": 5, "test": 8},
+                    "max_tokens": 4,
+                    "source": {"low": 1, "high": 5, "smaller_high": 5},
+                }
+            ],
             "search": {"candidates": 16, "sigmas": [0.05, 0.2], "shard_size": 8},
             "ensemble": {"top_k": [1, 2, 3], "members": 3},
             "statistics": {"bootstrap": 200},

@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
-from tests.unit.test_metrics import Population, populate
 
 from randopt.errors import UserError
 from randopt.report.figures import STYLES, accuracy_against_k, save, score_histogram
+from tests.unit.test_metrics import Population, populate
 
 
 @pytest.fixture(scope="module")

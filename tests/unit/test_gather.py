@@ -160,9 +160,7 @@ def test_a_shard_of_another_run_or_stage_or_range(tmp_path: Path, plan: list[Req
 def test_a_shard_of_another_plan(tmp_path: Path, plan: list[Request]) -> None:
     requests, scores, completions = make_stage(tmp_path / "a", plan, 5)
     _, others, _ = make_stage(tmp_path / "b", [candidate(900 + i, 0.001) for i in range(10)], 5)
-    with pytest.raises(
-        UserError, match=r"b/scores/00005-00009\.parquet holds request .* none of the rows 5-9"
-    ):
+    with pytest.raises(UserError, match=r"b/scores/00005-00009\.parquet holds request .* none of the rows 5-9"):
         gather(requests, [scores[0], others[1]], completions, RUN, 10)
 
 

@@ -174,9 +174,7 @@ def test_differences_are_paired_by_item(population: Population, frame: pl.DataFr
     for verdict in ("strict", "lenient"):
         for name, other in (("base", base), ("self_consistency", peer)):
             row = pick(frame, "randopt", 5, "test", f"{verdict}_minus_{name}")
-            expected = stats.paired_difference(
-                voted[verdict].to_numpy(), other[verdict].to_numpy(), 0.95, 400, (0, 2)
-            )
+            expected = stats.paired_difference(voted[verdict].to_numpy(), other[verdict].to_numpy(), 0.95, 400, (0, 2))
             assert (row["value"], row["ci_low"], row["ci_high"]) == pytest.approx(expected)
 
 
@@ -235,9 +233,7 @@ def test_chosen_k_looks_at_confirm_alone(frame: pl.DataFrame) -> None:
 
 
 def test_members_must_be_the_best_of_these_candidates(population: Population) -> None:
-    swapped = population.members.with_columns(
-        position=pl.col("position").replace({0: 1, 1: 0}).cast(pl.UInt32)
-    )
+    swapped = population.members.with_columns(position=pl.col("position").replace({0: 1, 1: 0}).cast(pl.UInt32))
     with pytest.raises(UserError, match="the members are not the best 9 of these 48 candidates"):
         population.metrics(members=swapped)
 
@@ -256,10 +252,7 @@ def test_methods_must_answer_the_same_items_at_the_same_k(population: Population
 def test_a_task_without_a_split_lacks_its_rows(population: Population, frame: pl.DataFrame) -> None:
     keep = pl.col("split") != "confirm"
     got = population.metrics(
-        **{
-            name: getattr(population, name).filter(keep)
-            for name in ("votes", "members", "controls", "random")
-        }
+        **{name: getattr(population, name).filter(keep) for name in ("votes", "members", "controls", "random")}
     )
     assert got.equals(frame.filter(keep))
 

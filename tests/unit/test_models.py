@@ -61,7 +61,7 @@ def test_the_revision_of_a_folder_follows_its_weights(copy, tmp_path) -> None:
 def test_a_quantised_checkpoint_is_refused(copy, tmp_path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(UserError, match="quantised checkpoint.*gptq"):
+    with pytest.raises(UserError, match=r"quantised checkpoint.*gptq"):
         made(copy, tmp_path)
     (copy / "config.json").write_text(json.dumps(config))
     save_file({"layer.qweight": torch.zeros(3, dtype=torch.int32)}, copy / "extra.safetensors")

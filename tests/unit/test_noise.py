@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from randopt import noise
 from randopt.errors import UserError
 from randopt.noise import kernel, quantiles, reference

@@ -407,9 +407,7 @@ def test_arithmetic_agrees_with_python(text):
     assert found == expected and type(found) is type(expected)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "1+", "*1", "(1", "1)", "1 2", "(1)(2)", "+1", "1//2", "1.5", "a", "1\n+1"]
-)
+@pytest.mark.parametrize("text", ["", "1+", "*1", "(1", "1)", "1 2", "(1)(2)", "+1", "1//2", "1.5", "a", "1\n+1"])
 def test_what_is_no_arithmetic(text):
     with pytest.raises(arithmetic.NotArithmetic):
         arithmetic.exact(arithmetic.postfix(text))

@@ -56,18 +56,14 @@ def ensemble(keys: list[list[str | None]], right: str = "a") -> pl.DataFrame:
 
 
 def test_rank_is_reward_then_seed_then_sigma() -> None:
-    frame = population(
-        [(5, 0.002, 0.5), (5, 0.001, 0.5), (2, 0.002, 0.5), (9, 0.001, 0.75), (1, 0.001, 0.25)]
-    )
+    frame = population([(5, 0.002, 0.5), (5, 0.001, 0.5), (2, 0.002, 0.5), (9, 0.001, 0.75), (1, 0.001, 0.25)])
     ranked = rank(frame).select("seed", "sigma").rows()
     assert ranked == [(9, 0.001), (2, 0.002), (5, 0.001), (5, 0.002), (1, 0.001)]
 
 
 @given(
     st.lists(
-        st.tuples(
-            st.integers(0, 2**64 - 1), st.sampled_from([0.001, 0.002]), st.sampled_from([0.0, 0.25, 0.5])
-        ),
+        st.tuples(st.integers(0, 2**64 - 1), st.sampled_from([0.001, 0.002]), st.sampled_from([0.0, 0.25, 0.5])),
         min_size=1,
         max_size=12,
         unique_by=lambda row: row[:2],

@@ -91,7 +91,13 @@ def test_request_ids_are_content_and_stay_what_they_were() -> None:
     assert Request().request_id == "61cfd31c195c8397"
     assert candidate(3, 1e-3).request_id == "6550b890b5aba82b"
     assert candidate(3, 1).request_id == candidate(3, 1.0).request_id
-    distinct = [Request(), candidate(3, 0.0), candidate(4, 0.0), Request((), Decoding(0.7, 0)), Request((), Decoding(0.7, 1))]
+    distinct = [
+        Request(),
+        candidate(3, 0.0),
+        candidate(4, 0.0),
+        Request((), Decoding(0.7, 0)),
+        Request((), Decoding(0.7, 1)),
+    ]
     assert len({request.request_id for request in distinct}) == len(distinct)
     rows = to_rows(distinct)
     assert from_rows(rows) == distinct

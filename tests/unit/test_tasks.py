@@ -66,9 +66,7 @@ def test_spec_is_cheap_to_import():
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "workflow")})
 
 
-@pytest.mark.parametrize(
-    "name", [*sorted(path.stem for path in FOLDER.glob("*.yaml")), "reasoning_gym:chain_sum"]
-)
+@pytest.mark.parametrize("name", [*sorted(path.stem for path in FOLDER.glob("*.yaml")), "reasoning_gym:chain_sum"])
 def test_shipped_tasks_load(name):
     spec = load_task(name, FOLDER)
     assert spec.name == name and spec.label == name.replace(":", "-")
@@ -107,9 +105,7 @@ def test_overrides():
     assert spec.source["low"] == 2
     gsm8k = load_task({"name": "gsm8k", "splits": {"confirm": 50}}, FOLDER)
     assert gsm8k.splits["confirm"] == {"part": "train", "start": 200, "size": 50}
-    gym = load_task(
-        {"name": "reasoning_gym:chain_sum", "source": {"params": {"max_terms": 3}, "seed": 5}}, FOLDER
-    )
+    gym = load_task({"name": "reasoning_gym:chain_sum", "source": {"params": {"max_terms": 3}, "seed": 5}}, FOLDER)
     assert gym.source == {"reasoning_gym": "chain_sum", "params": {"max_terms": 3}, "seed": 5}
 
 
@@ -488,9 +484,7 @@ def test_reasoning_gym_items(gym, monkeypatch):
     ],
 )
 def test_reasoning_gym_mistakes(gym, name, params, message):
-    spec = load_task(
-        {"name": f"reasoning_gym:{name}", "source": {"params": params}, "splits": {"test": 1000}}, FOLDER
-    )
+    spec = load_task({"name": f"reasoning_gym:{name}", "source": {"params": params}, "splits": {"test": 1000}}, FOLDER)
     with pytest.raises(UserError, match=f"(?s){message}"):
         make_items(spec)
 

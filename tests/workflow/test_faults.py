@@ -410,6 +410,22 @@ def test_another_selection_after_a_corrected_scorer_generates_the_new_experts_al
     assert ledger["requests_here"].item() == len(set(chosen) - known)
 
 
+def test_verdicts_of_two_scorer_versions_are_never_compared(finished, undisturbed) -> None:
+    version = finished.folder / "workflow/randopt/tasks/scorers/__init__.py"
+    version.write_text(version.read_text().replace('Scorer("number", 1', 'Scorer("number", 2'))
+    done = finished.snakemake(check=False)
+    if done.returncode:  # Snakemake overlooked the members' scores; vote must not
+        refused(done, "was scored by number version 1", "Run the same command again")
+        done = finished.snakemake()
+    assert "generate" not in jobs(said(done))
+    scores = list(finished.run.rglob("scores/*.parquet"))
+    assert len(scores) == 4
+    for path in scores:
+        assert tables.read(path, tables.SCORES)["scorer_version"].unique().to_list() == [2]
+    votes = "n00016/votes.parquet"
+    assert (finished.run / votes).read_bytes() == (undisturbed.run / votes).read_bytes()
+
+
 def random_requests(checkout: Checkout) -> list[str]:
     return tables.read(layout.requests_file(checkout.run, "random"), tables.REQUESTS)["request_id"].to_list()
 

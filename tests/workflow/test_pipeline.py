@@ -89,9 +89,7 @@ def test_a_prediction_was_made_by_the_weights_it_names(finished) -> None:
 
     (path,) = finished.folder.glob("results/models/tiny-*/manifest.json")
     manifest = load_manifest(path)
-    engine = engines.load(
-        "transformers", manifest, engines.EngineSettings("bfloat16", 4, 64, "auto", "iid", (), 2)
-    )
+    engine = engines.load("transformers", manifest, engines.EngineSettings("bfloat16", 4, 64, "auto", "iid", (), 2))
     for name, base in checkpoint.tensors(manifest.folder, manifest.tensors):
         engine._live[name].copy_(noise.perturb(base, name, [(6, 0.2)]))
     (folder,) = finished.folder.glob("results/tasks/times_table-*")

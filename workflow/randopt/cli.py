@@ -137,9 +137,7 @@ def prepare_items(task_id: Annotated[str, typer.Argument(help="A folder of resul
 
 
 @app.command(rich_help_panel=STEPS)
-def plan(
-    run: RunFolder, stage: Stage, rows: Annotated[int, typer.Option(help="Number of requests.")]
-) -> None:
+def plan(run: RunFolder, stage: Stage, rows: Annotated[int, typer.Option(help="Number of requests.")]) -> None:
     """Write the requests of search, controls or random."""
     from randopt import layout
     from randopt import plan as plans

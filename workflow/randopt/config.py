@@ -126,8 +126,7 @@ def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:
         mistakes.append(f"search.sigmas: {repeated} stands more than once; give each σ once.")
     if search["shard_size"] > total:
         mistakes.append(
-            f"search.shard_size: {search['shard_size']} is more than search.candidates = {total}; "
-            f"use {total} or less."
+            f"search.shard_size: {search['shard_size']} is more than search.candidates = {total}; use {total} or less."
         )
     too_large = [prefix for prefix in search["prefixes"] if prefix > total]
     if too_large:

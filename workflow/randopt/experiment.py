@@ -72,7 +72,6 @@ class Run:
         members = [f"{layout.prefix_name(n)}/members" for n in self.prefixes]
         return [self.controls, "search", "random", *members]
 
-
     def stages_before(self, stage: str) -> list[str]:
         """Stages whose completions a members stage may take over, done before it starts."""
         if layout.stage_kind(stage) != "members":

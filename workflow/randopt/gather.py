@@ -269,9 +269,7 @@ def _places(requests: int, items: int) -> tuple[pl.Series, pl.Series]:
 
 
 def _check_candidates(requests: Path, plan: pl.DataFrame) -> None:
-    odd = plan.with_row_index("row").filter(
-        (pl.col("perturbation").list.len() != 1) | (pl.col("temperature") != 0)
-    )
+    odd = plan.with_row_index("row").filter((pl.col("perturbation").list.len() != 1) | (pl.col("temperature") != 0))
     if odd.height:
         raise UserError(
             f"{requests}: row {odd['row'][0]} is no candidate (one seed and σ, greedy). "
@@ -285,8 +283,7 @@ def _cover(requests: Path, paths: Sequence[Path], kind: str, wanted: np.ndarray)
     for (_, stop, path), (start, _, other) in pairwise(ranges):
         if start < stop:
             raise UserError(
-                f"{path} and {other} both hold row {start} of {requests}. "
-                "Keep the one that the run's shard size makes."
+                f"{path} and {other} both hold row {start} of {requests}. Keep the one that the run's shard size makes."
             )
     if ranges and ranges[-1][1] > len(wanted):
         raise UserError(

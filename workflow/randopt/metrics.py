@@ -82,9 +82,7 @@ def metrics(
                 {"model": model, "task": task, "run_id": run_id, "candidates": candidates.height,
                  "split": split, **row}
             )  # fmt: skip
-    return pl.DataFrame(rows, schema_overrides=dict(tables.METRICS.schema)).select(
-        list(tables.METRICS.schema)
-    )
+    return pl.DataFrame(rows, schema_overrides=dict(tables.METRICS.schema)).select(list(tables.METRICS.schema))
 
 
 def chosen_k(metrics: pl.DataFrame) -> int:

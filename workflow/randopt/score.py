@@ -50,9 +50,7 @@ def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]
     return [verdicts[pair] for pair in pairs]
 
 
-def _judge(
-    scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object]
-) -> list[Verdict]:
+def _judge(scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object]) -> list[Verdict]:
     if scorer.batch is not None:
         return list(scorer.batch([(text, references[item_id]) for item_id, text in pairs]))
     verdicts = []

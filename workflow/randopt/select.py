@@ -24,8 +24,7 @@ def select_members(candidates: pl.DataFrame, k: int) -> list[Request]:
     complete = candidates.filter(pl.col("status") == "complete").height
     if not 1 <= k <= complete:
         raise UserError(
-            f"{k} members were asked for, but {complete} candidates were scored in full; "
-            "lower top_k or raise N."
+            f"{k} members were asked for, but {complete} candidates were scored in full; lower top_k or raise N."
         )
     members = []
     for row in rank(candidates).head(k).iter_rows(named=True):
@@ -60,6 +59,4 @@ def selection(candidates: pl.DataFrame, k: int, members: pl.DataFrame) -> pl.Dat
     if frame["confirm_score"].null_count():
         absent = frame.filter(pl.col("confirm_score").is_null())["request_id"][0]
         raise UserError(f"member {absent} has no scores on the confirm items; run the workflow again.")
-    return frame.select(
-        "rank", "request_id", "seed", "sigma", pl.col("reward").alias("select_score"), "confirm_score"
-    )
+    return frame.select("rank", "request_id", "seed", "sigma", pl.col("reward").alias("select_score"), "confirm_score")

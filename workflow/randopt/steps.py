@@ -117,6 +117,7 @@ def check_members_current(run_folder: Path, candidates: int) -> None:
 
 def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.DataFrame]:
     """Answers on all splits of the members, the random candidates and the controls."""
+    _check_one_scorer(run_folder, [controls, "random", _members_stage(candidates), "search"])
     run_id = load_run(run_folder)["run_id"]
     frames = {
         name: answers(
@@ -148,6 +149,23 @@ def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.D
         "random": with_select(frames["random"], search),
         "members": with_select(frames["members"], search),
     }
+
+
+def _check_one_scorer(run_folder: Path, stages: Sequence[str]) -> None:
+    """Verdicts of two scorer versions are not compared.
+
+    After a scorer changed, Snakemake does not look at the members' scores in the same run: they come
+    after the search's in the graph, and the shards between them stay as they are. The next run makes them.
+    """
+    columns = ["scorer", "scorer_version"]
+    files = [_stage_files(run_folder, stage, "scores")[0] for stage in stages]
+    found = [tables.read(path, tables.SCORES, columns).row(0) for path in files]
+    for path, scorer in zip(files, found, strict=True):
+        if scorer != found[-1]:
+            raise UserError(
+                f"{path} was scored by {scorer[0]} version {scorer[1]}, {files[-1]} by {found[-1][0]} version "
+                f"{found[-1][1]}. Run the same command again: the older scores are made anew, without a GPU."
+            )
 
 
 def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = None) -> list[Path]:

@@ -62,9 +62,7 @@ def generate_inputs(wildcards):
     ]
     # A smaller prefix comes first, so that experts it shares with a larger one are generated once.
     named["earlier"] = [
-        ancient(path)
-        for stage in run.stages_before(wildcards.stage)
-        for path in shard_files(run, stage, "completions")
+        ancient(path) for stage in run.stages_before(wildcards.stage) for path in shard_files(run, stage, "completions")
     ]
     return named
 

@@ -11,8 +11,6 @@ rule score:
         ],
     output:
         scores="results/{run}/{stage}/scores/{shard}.parquet",
-    params:
-        scorer=lambda wc: run_of(wc).scorer,
     log:
         "logs/score/{run}/{stage}/{shard}.log",
     conda:
@@ -20,6 +18,8 @@ rule score:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        scorer=lambda wc: run_of(wc).scorer,
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
         " --scorer {params.scorer[name]:q} 2> >(keep_log {log:q})"

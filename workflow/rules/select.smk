@@ -28,12 +28,12 @@ rule select:
         candidates=rules.gather.output.candidates,
     output:
         requests="results/{run}/n{candidates}/members/requests.parquet",
-    params:
-        members=lambda wc: run_of(wc).members,
     log:
         "logs/select/{run}/n{candidates}.log",
     conda:
         "../../envs/randopt.yaml"
+    params:
+        members=lambda wc: run_of(wc).members,
     shell:
         "randopt select results/{wildcards.run:q} {wildcards.candidates} --members {params.members}"
         " 2> >(keep_log {log:q})"

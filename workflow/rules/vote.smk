@@ -19,12 +19,12 @@ rule vote:
     output:
         selection="results/{run}/n{candidates}/selection.parquet",
         votes="results/{run}/n{candidates}/votes.parquet",
-    params:
-        vote=lambda wc: dict(top_k=TOP_K, controls=run_of(wc).controls),
     log:
         "logs/vote/{run}/n{candidates}.log",
     conda:
         "../../envs/randopt.yaml"
+    params:
+        vote=lambda wc: dict(top_k=TOP_K, controls=run_of(wc).controls),
     shell:
         "randopt vote results/{wildcards.run:q} {wildcards.candidates} --controls {params.vote[controls]}"
         " --top-k {params.vote[top_k]} 2> >(keep_log {log:q})"
@@ -40,15 +40,15 @@ rule metrics:
         completions=lambda wc: compared_files(wc, "completions"),
     output:
         metrics="results/{run}/n{candidates}/metrics.parquet",
+    log:
+        "logs/metrics/{run}/n{candidates}.log",
+    conda:
+        "../../envs/randopt.yaml"
     params:
         settings=lambda wc: dict(
             sorted(EXPERIMENT.config["statistics"].items()),
             controls=run_of(wc).controls,
         ),
-    log:
-        "logs/metrics/{run}/n{candidates}.log",
-    conda:
-        "../../envs/randopt.yaml"
     shell:
         "randopt metrics results/{wildcards.run:q} {wildcards.candidates} --controls {params.settings[controls]}"
         " --confidence {params.settings[confidence]}"

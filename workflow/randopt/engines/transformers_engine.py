@@ -170,9 +170,7 @@ def _left_padded(
     return ids.to(device), mask.to(device)
 
 
-def _live_tensors(
-    model: torch.nn.Module, base: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _live_tensors(model: torch.nn.Module, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The model's tensors under the checkpoint's names; UserError where the two do not correspond."""
     state = model.state_dict(keep_vars=True)
     prefix = getattr(model, "base_model_prefix", "") + "."

@@ -134,9 +134,7 @@ def _header(path: Path) -> dict[str, Any]:
             header.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
             if size != 8 + length + end:
-                raise UserError(
-                    f"{damaged}: its header promises {8 + length + end} bytes. {remedy.format(size)}"
-                )
+                raise UserError(f"{damaged}: its header promises {8 + length + end} bytes. {remedy.format(size)}")
             for name, entry in header.items():
                 count = 1
                 for side in entry["shape"]:

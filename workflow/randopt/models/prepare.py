@@ -7,6 +7,7 @@ import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ class Manifest:
     def tensors(self) -> list[checkpoint.TensorInfo]:
         """The tensor table."""
         return [
-            checkpoint.TensorInfo(t["name"], t["file"], t["dtype"], tuple(t["shape"]))
-            for t in self.content["tensors"]
+            checkpoint.TensorInfo(t["name"], t["file"], t["dtype"], tuple(t["shape"])) for t in self.content["tensors"]
         ]
 
 
@@ -63,9 +63,7 @@ def prepare(source: Source, dtype: str, root: Path, out: Path) -> None:
         "dtype": dtype,
         "parameters": sum(_count(info.shape) for info in table if info.dtype in checkpoint.FLOATING),
         "files": _file_records(folder),
-        "tensors": [
-            {"name": t.name, "file": t.file, "dtype": t.dtype, "shape": list(t.shape)} for t in table
-        ],
+        "tensors": [{"name": t.name, "file": t.file, "dtype": t.dtype, "shape": list(t.shape)} for t in table],
         "weights_digest": checkpoint.weights_digest(_cast(checkpoint.tensors(folder, table), dtype)),
         "chat_template": _chat_template(folder),
     }
@@ -101,16 +99,16 @@ def _hub_snapshot(source: Source) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = {"repo_id": source.location, "revision": source.revision, "allow_patterns": HUB_PATTERNS}
+    fetch = partial(snapshot_download, source.location, revision=source.revision, allow_patterns=HUB_PATTERNS)
     try:  # a complete copy in the cache needs no network
-        cached = Path(snapshot_download(**wanted, local_files_only=True))
+        cached = Path(fetch(local_files_only=True))
         if not checkpoint.missing_files(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
     log.info("fetching %s at %s from the Hub", source.location, source.revision)
     try:
-        return Path(snapshot_download(**wanted))
+        return Path(fetch())
     except Exception as error:
         raise UserError(
             f"cannot fetch {source.location} at {source.revision} from the Hub: {str(error).splitlines()[0]} "

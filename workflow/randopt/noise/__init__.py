@@ -172,8 +172,7 @@ def _checked_dtype(base: Any, name: str) -> str:
     numpy = sys.modules.get("numpy")
     if not _is_torch(base) and not (numpy is not None and isinstance(base, numpy.ndarray)):
         raise UserError(
-            f"The tensor {name!r} was given as {type(base).__name__}; "
-            "expected a torch tensor or a NumPy array."
+            f"The tensor {name!r} was given as {type(base).__name__}; expected a torch tensor or a NumPy array."
         )
     dtype = _dtype_name(base)
     if dtype not in DTYPES:
@@ -211,9 +210,7 @@ def _checked_terms(terms: Sequence[tuple[int, float]]) -> list[tuple[int, float]
 def _checked_key(name: str, law: str, part: tuple[int, ...], start: int, whole: Sequence[int] | None) -> int:
     """t for a tensor, or for the part of it that starts at flat index `start`."""
     if law not in LAWS:
-        raise UserError(
-            f"The noise law is {law!r}; expected one of {', '.join(LAWS)}. Correct the law in the config."
-        )
+        raise UserError(f"The noise law is {law!r}; expected one of {', '.join(LAWS)}. Correct the law in the config.")
     if not isinstance(name, str):
         raise UserError(f"The tensor name is {name!r}; expected its name in the checkpoint, a text.")
     size = math.prod(part)

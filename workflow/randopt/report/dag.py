@@ -107,7 +107,7 @@ def _job_counts(text: str) -> dict[str, int]:
 
 def _snakemake(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "snakemake", "--cores", "1", *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise UserError(f"snakemake {' '.join(arguments)} failed:\n{done.stderr.strip()}")

@@ -146,9 +146,7 @@ def save(figure: Figure, path: Path) -> None:
         write_atomic(path, lambda out: figure.savefig(out, format=kind, dpi=DPI, metadata=plain[kind]))
 
 
-def _draw(
-    axis: Axes, metrics: pl.DataFrame, split: str, verdict: str, sizes: list[int], strength: float
-) -> None:
+def _draw(axis: Axes, metrics: pl.DataFrame, split: str, verdict: str, sizes: list[int], strength: float) -> None:
     """All methods on one split; single models, which have no K, as level lines."""
     for method, (label, colour, marker) in STYLES.items():
         rows = metrics.filter(
@@ -206,16 +204,12 @@ def _title(figure: Figure, metrics: pl.DataFrame) -> None:
 def _verdicts_agree(metrics: pl.DataFrame, splits: list[str]) -> bool:
     key = ["method", "top_k", "split"]
     shown = metrics.filter(pl.col("split").is_in(splits))
-    strict, lenient = (
-        shown.filter(pl.col("metric") == name).sort(key)["value"] for name in ("strict", "lenient")
-    )
+    strict, lenient = (shown.filter(pl.col("metric") == name).sort(key)["value"] for name in ("strict", "lenient"))
     return strict.equals(lenient)
 
 
 def _one(metrics: pl.DataFrame, method: str, split: str, metric: str) -> dict:
-    rows = metrics.filter(
-        (pl.col("method") == method) & (pl.col("split") == split) & (pl.col("metric") == metric)
-    )
+    rows = metrics.filter((pl.col("method") == method) & (pl.col("split") == split) & (pl.col("metric") == metric))
     if rows.height != 1:
         raise UserError(f"expected one {metric} result of {method} on {split}, found {rows.height}.")
     return rows.row(0, named=True)

@@ -89,8 +89,7 @@ def _frame(spec: TaskSpec, split: str, rows: list[Row]) -> pl.DataFrame:
         {
             "item_id": [item_id(split, index) for index in range(len(rows))],
             "messages": [
-                [{"role": m["role"], "content": render(m["content"], row.fields)} for m in spec.prompt]
-                for row in rows
+                [{"role": m["role"], "content": render(m["content"], row.fields)} for m in spec.prompt] for row in rows
             ],
             "reference": [canonical_json(row.reference) for row in rows],
             "content_hash": [row.content_hash for row in rows],

@@ -45,8 +45,7 @@ def _parse(line: str, number: int) -> tuple[str, Any]:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"line {number} is not JSON ({error}); give one object per line: "
-            '{"response": "...", "reference": ...}.'
+            f'line {number} is not JSON ({error}); give one object per line: {{"response": "...", "reference": ...}}.'
         ) from error
     for key in ("response", "reference"):
         if not isinstance(found, dict) or key not in found:

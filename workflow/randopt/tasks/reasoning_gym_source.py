@@ -39,9 +39,7 @@ def rows(source: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, list[
         answer = json.loads(done.stdout)
     except ValueError as error:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(
-            f"{name}: the problems could not be made ({last}); is reasoning-gym installed?"
-        ) from error
+        raise UserError(f"{name}: the problems could not be made ({last}); is reasoning-gym installed?") from error
     if "error" in answer:
         raise UserError(f"{name}: {answer['error']}")
     return {split: [_row(entry, source) for entry in entries] for split, entries in answer["splits"].items()}
@@ -67,13 +65,9 @@ def _make(dataset: str, params: dict[str, Any], seed: int, sizes: dict[str, int]
     for number, (split, size) in enumerate(sizes.items()):
         tries = 4 * size + 100
         try:
-            made = reasoning_gym.create_dataset(
-                dataset, **params, seed=seed + number * _SEED_STEP, size=tries
-            )
+            made = reasoning_gym.create_dataset(dataset, **params, seed=seed + number * _SEED_STEP, size=tries)
         except Exception as error:
-            return {
-                "error": f"source.params {params!r} were refused ({type(error).__name__}: {error}); mend it."
-            }
+            return {"error": f"source.params {params!r} were refused ({type(error).__name__}: {error}); mend it."}
         splits[split] = []
         for index in range(tries):
             if len(splits[split]) == size:

@@ -79,9 +79,7 @@ def load_task(entry: str | Mapping[str, Any], folder: Path) -> TaskSpec:
     folder = Path(folder)
     overrides = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(overrides, Mapping) or not isinstance(overrides.get("name"), str):
-        raise UserError(
-            f"tasks: {entry!r} was given, expected a task's name or a mapping with the key `name`."
-        )
+        raise UserError(f"tasks: {entry!r} was given, expected a task's name or a mapping with the key `name`.")
     name = overrides["name"]
     _refuse_unknown(overrides, _OVERRIDES, f"tasks: {name}")
     if name.startswith("reasoning_gym:"):
@@ -98,9 +96,7 @@ def load_task(entry: str | Mapping[str, Any], folder: Path) -> TaskSpec:
     _refuse_unknown(found, _TASK_KEYS, where)
     found = {"label": label, "reference": None, **found}
     for key in sorted(_TASK_KEYS - found.keys()):
-        raise UserError(
-            f"{where}: the key {key!r} is missing; add it (config/tasks/times_table.yaml explains it)."
-        )
+        raise UserError(f"{where}: the key {key!r} is missing; add it (config/tasks/times_table.yaml explains it).")
     found = _overridden(found, overrides)
     source = _source(found["source"], where, (base, folder.parent.parent))
     tabular = "hub" in source or "file" in source
@@ -116,13 +112,9 @@ def load_task(entry: str | Mapping[str, Any], folder: Path) -> TaskSpec:
         scorer=_text(found["scorer"], f"{where}: scorer"),
     )
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", spec.label):
-        raise UserError(
-            f"{where}: label {spec.label!r} was given, expected letters, digits, _ . -: it names a folder."
-        )
+        raise UserError(f"{where}: label {spec.label!r} was given, expected letters, digits, _ . -: it names a folder.")
     if spec.scorer not in scorers.SCORERS:
-        raise UserError(
-            f"{where}: scorer {spec.scorer!r} is unknown; choose one of {', '.join(scorers.SCORERS)}."
-        )
+        raise UserError(f"{where}: scorer {spec.scorer!r} is unknown; choose one of {', '.join(scorers.SCORERS)}.")
     return spec
 
 
@@ -207,9 +199,7 @@ def _overridden(found: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
             raise UserError(f"tasks: {overrides['name']}: {key}: {over!r} was given, expected a mapping.")
         merged[key] = {**found[key], **over}
     if "source" in overrides and "file" in overrides["source"]:  # a local copy in place of the Hub's
-        merged["source"] = {
-            k: v for k, v in merged["source"].items() if k not in ("hub", "config", "revision")
-        }
+        merged["source"] = {k: v for k, v in merged["source"].items() if k not in ("hub", "config", "revision")}
     if "splits" in overrides:
         for split, given in overrides["splits"].items():
             before = found["splits"].get(split)
@@ -224,9 +214,7 @@ def _overridden(found: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
 def _source(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, Any]:
     kinds = [kind for kind in _KINDS if kind in given] if isinstance(given, Mapping) else []
     if len(kinds) != 1:
-        raise UserError(
-            f"{where}: source: {given!r} was given, expected a mapping with one of {', '.join(_KINDS)}."
-        )
+        raise UserError(f"{where}: source: {given!r} was given, expected a mapping with one of {', '.join(_KINDS)}.")
     kind = kinds[0]
     if kind == "file":
         _refuse_unknown(given, {kind} | _KIND_KEYS[kind], f"{where}: source")
@@ -267,8 +255,7 @@ def _source(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, Any]
 def _generator(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if given["generator"] not in GENERATORS:
         raise UserError(
-            f"{where}: source.generator: {given['generator']!r} is unknown; "
-            f"choose one of {', '.join(GENERATORS)}."
+            f"{where}: source.generator: {given['generator']!r} is unknown; choose one of {', '.join(GENERATORS)}."
         )
     source = {**GENERATORS[given["generator"]][1], **given}
     for low, high in (("low", "high"), ("low", "smaller_high"), ("target_low", "target_high")):
@@ -294,13 +281,9 @@ def _paths(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, str]:
         path = next((path for path in tried if path.is_file()), None)
         if path is None:
             listing = " and ".join(dict.fromkeys(map(str, tried)))
-            raise UserError(
-                f"{where}: source.file: {name} does not exist (looked for {listing}); mend the path."
-            )
+            raise UserError(f"{where}: source.file: {name} does not exist (looked for {listing}); mend the path.")
         if path.suffix not in FILE_TYPES:
-            raise UserError(
-                f"{where}: source.file: {name} was given, expected one of {', '.join(FILE_TYPES)}."
-            )
+            raise UserError(f"{where}: source.file: {name} was given, expected one of {', '.join(FILE_TYPES)}.")
         paths[str(part)] = str(path)
     return paths
 
@@ -320,9 +303,7 @@ def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[
         if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
             raise UserError(f"{where}: prompt: {message!r} was given, expected the keys role and content.")
         if message["role"] not in roles:
-            raise UserError(
-                f"{where}: prompt: role {message['role']!r} was given, expected {', '.join(roles)}."
-            )
+            raise UserError(f"{where}: prompt: role {message['role']!r} was given, expected {', '.join(roles)}.")
         _text(message["content"], f"{where}: prompt content")
     named = set().union(*(placeholders(message["content"]) for message in given))
     if not named:
@@ -338,9 +319,7 @@ def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[
 def _reference(given: Any, where: str, tabular: bool) -> str | list[str] | None:
     if not tabular:
         if given is not None:
-            raise UserError(
-                f"{where}: reference: {given!r} was given, but this source makes it; leave it out."
-            )
+            raise UserError(f"{where}: reference: {given!r} was given, but this source makes it; leave it out.")
         return None
     names = given if isinstance(given, list) else [given]
     if not names or not all(isinstance(name, str) and name for name in names):

@@ -50,9 +50,7 @@ def _load(spec: TaskSpec, part: str, root: Path, scratch: str) -> Any:
             raise UserError(
                 f"task {spec.name}: {path} cannot be read ({_first_line(error)}); mend the file."
             ) from error
-    parts = ", ".join(
-        dict.fromkeys(f"{split['part']}: {split['part']}.jsonl" for split in spec.splits.values())
-    )
+    parts = ", ".join(dict.fromkeys(f"{split['part']}: {split['part']}.jsonl" for split in spec.splits.values()))
     call = f"datasets.load_dataset('{source['hub']}', {source['config']!r}, revision='{source['revision']}')"
     where = f"{source['hub']} ({source['config']}, part {part}, revision {source['revision'][:12]})"
     try:
@@ -96,9 +94,7 @@ def _slice(spec: TaskSpec, name: str, table: Any, named: list[str]) -> list[Row]
     return made
 
 
-def _reference(
-    record: Mapping[str, Any], columns: str | list[str] | None, transform: str | None, where: str
-) -> Any:
+def _reference(record: Mapping[str, Any], columns: str | list[str] | None, transform: str | None, where: str) -> Any:
     if isinstance(columns, list):
         return {column: record[column] for column in columns}
     value = record[str(columns)]

@@ -34,9 +34,7 @@ def uses_exactly(text: str, numbers: Sequence[int], max_digits: int) -> bool:
     return len(found) == len(numbers) and sorted(map(int, found)) == list(numbers)
 
 
-def postfix(
-    text: str, operators: Iterable[str] = EXACT, max_tokens: int = 200, max_nesting: int = 50
-) -> list[str]:
+def postfix(text: str, operators: Iterable[str] = EXACT, max_tokens: int = 200, max_nesting: int = 50) -> list[str]:
     """The expression in postfix order, tokens as text, unary operators as "neg" and "pos".
 
     `max_nesting` limits brackets; signs in a row are limited by `max_tokens`.
