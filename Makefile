@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 .PHONY: demo test lint bench clean
 
 demo: $(READY)  ## the whole method on a laptop, minutes on two cores
-	$(BIN)/snakemake --cores all
+	$(BIN)/snakemake --cores all --quiet rules
 
 test: $(READY)  ## every test; lint has its own target
 	$(BIN)/python -m pytest -q

@@ -73,7 +73,7 @@ def show(experiment: ExperimentName = "demo") -> None:
     """Print an experiment's table: every method with its interval, and what the numbers say."""
     from rich.console import Console
 
-    from randopt.report.build import load_experiment, metrics_of
+    from randopt.report.build import load_experiment, metrics_of, sampling_note
     from randopt.report.table import render
 
     loaded = load_experiment(experiment)
@@ -81,6 +81,7 @@ def show(experiment: ExperimentName = "demo") -> None:
     # a log or a pipe has no width of its own; the table must not be broken to fit 80 columns
     console = console if console.is_terminal else Console(width=140)
     console.print(render(metrics_of(loaded), loaded.config["statistics"]["confidence"]))
+    console.print(sampling_note(loaded))
     console.print(f"Figures: {loaded.folder / 'figures'}", soft_wrap=True)
 
 

@@ -42,5 +42,11 @@ def write_report(experiment: Experiment) -> None:
         ):
             for suffix in ("png", "svg"):
                 figures.save(figure, folder / f"{name}-{kind}.{suffix}")
-    heading = f"# {experiment.config['experiment']}\n\n"
+    heading = f"# {experiment.config['experiment']}\n\n{sampling_note(experiment)}\n\n"
     write_text_atomic(experiment.folder / "report.md", heading + table.to_markdown(frames, confidence) + "\n")
+
+
+def sampling_note(experiment: Experiment) -> str:
+    """How answers were decoded, which the metrics do not say."""
+    temperature = experiment.config["controls"]["self_consistency_temperature"]
+    return f"Decoding is greedy; self-consistency samples at temperature {temperature:g}."
