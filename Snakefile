@@ -18,6 +18,8 @@ wildcard_constraints:
     stage=r"search|random|controls-t[0-9.e+-]+|n\d{5}\d*/members",
     candidates=r"\d{5}\d*",
     shard=r"\d{5}\d*-\d{5}\d*",
+    scorer=r"[^/]+",
+    version=r"\d+",
     model_id=r"[^/]+",
     task_id=r"[^/]+",
     experiment=r"[^/]+",

@@ -35,6 +35,7 @@ Stage = Annotated[str, typer.Argument(help="search, controls-t0.7, random or n00
 ShardName = Annotated[str, typer.Argument(help="Inclusive row range, as in 00000-00063.")]
 Candidates = Annotated[int, typer.Argument(help="N, the prefix of the plan.")]
 Controls = Annotated[str, typer.Option(help="Stage of the controls, as in controls-t0.7.")]
+ScorerName = Annotated[str, typer.Option(help="Name of the scorer.")]
 TopK = Annotated[str, typer.Option(help="Ensemble sizes, separated by commas.")]
 
 
@@ -169,9 +170,7 @@ def generate(
 
 
 @app.command(rich_help_panel=STEPS)
-def score(
-    run: RunFolder, stage: Stage, shard: ShardName, scorer: Annotated[str, typer.Option(help="Name of the scorer.")]
-) -> None:
+def score(run: RunFolder, stage: Stage, shard: ShardName, scorer: ScorerName) -> None:
     """Judge a shard's completions."""
     from randopt.layout import parse_shard
     from randopt.score import score as score_shard
@@ -180,11 +179,11 @@ def score(
 
 
 @app.command(rich_help_panel=STEPS)
-def gather(run: RunFolder, candidates: Candidates) -> None:
+def gather(run: RunFolder, candidates: Candidates, scorer: ScorerName) -> None:
     """Collect the scores of the first N candidates into one table."""
     from randopt.steps import gather_step
 
-    gather_step(run, candidates)
+    gather_step(run, candidates, scorer)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -196,11 +195,11 @@ def select(run: RunFolder, candidates: Candidates, members: Annotated[int, typer
 
 
 @app.command(rich_help_panel=STEPS)
-def vote(run: RunFolder, candidates: Candidates, controls: Controls, top_k: TopK) -> None:
+def vote(run: RunFolder, candidates: Candidates, controls: Controls, scorer: ScorerName, top_k: TopK) -> None:
     """Vote at each K: experts, random candidates, samples of the base."""
     from randopt.steps import vote_step
 
-    vote_step(run, candidates, controls, [int(k) for k in top_k.split(",")])
+    vote_step(run, candidates, controls, scorer, [int(k) for k in top_k.split(",")])
 
 
 @app.command(rich_help_panel=STEPS)
@@ -208,6 +207,7 @@ def metrics(
     run: RunFolder,
     candidates: Candidates,
     controls: Controls,
+    scorer: ScorerName,
     confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     bootstrap: Annotated[int, typer.Option(help="Resamples.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
@@ -215,7 +215,7 @@ def metrics(
     """Every method at each K on each split, with intervals and costs."""
     from randopt.steps import metrics_step
 
-    metrics_step(run, candidates, controls, confidence, bootstrap, seed)
+    metrics_step(run, candidates, controls, scorer, confidence, bootstrap, seed)
 
 
 @app.command(rich_help_panel=STEPS)

@@ -49,9 +49,9 @@ class Run:
         return layout.RESULTS / self.name
 
     @property
-    def scorer(self) -> dict[str, Any]:
-        """Name and version of the scorer: what decides whether scores are current."""
-        return {"name": self.task.scorer, "version": SCORERS[self.task.scorer].version}
+    def scores(self) -> str:
+        """Folder of the task's scorer, name and version, in each stage."""
+        return layout.scores(self.task.scorer, SCORERS[self.task.scorer].version)
 
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""

@@ -6,7 +6,7 @@ results/MODEL/TASK/RUN_ID/                     one run
     run.yaml                                   its identity, readable
     search|controls-t0.7|random|n00048/members/     one stage each:
         requests.parquet
-        completions|scores|ledger/00000-00063.parquet
+        completions|scores/number-v1|ledger/00000-00063.parquet
     n00048/                                    what follows for the first 48 candidates:
         candidates, selection, votes, metrics .parquet
 results/experiments/EXPERIMENT/                resolved config, tables and figures
@@ -82,8 +82,17 @@ def parse_shard(name: str) -> Shard:
     return int(first), int(last) + 1
 
 
+def scores(name: str, version: int) -> str:
+    """Folder of one scorer version's scores in a stage, as in scores/number-v1.
+
+    The version is in the path, so that a new one is a missing file (Snakemake overlooks a changed param behind
+    an ancient input) and old verdicts stay for comparison.
+    """
+    return f"scores/{name}-v{version}"
+
+
 def shard_file(run: Path, stage: str, table: str, shard: Shard) -> Path:
-    """A shard's completions, scores or ledger."""
+    """A shard's completions, ledger, or scores (whose folder `scores` names)."""
     return Path(run) / stage / table / f"{shard_name(shard)}.parquet"
 
 

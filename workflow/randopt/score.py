@@ -39,7 +39,8 @@ def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -
         scorer=pl.lit(scorer.name),
         scorer_version=pl.lit(scorer.version, dtype=pl.UInt32),
     )
-    tables.write(frame, tables.SCORES, layout.shard_file(run_folder, stage, "scores", shard), **place)
+    folder = layout.scores(scorer.name, scorer.version)
+    tables.write(frame, tables.SCORES, layout.shard_file(run_folder, stage, folder, shard), **place)
 
 
 def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]) -> list[Verdict]:

@@ -103,7 +103,7 @@ class BestSoFar:
             return None
         for shard in run.shards("search"):
             path = layout.shard_file(run.folder, "search", "completions", shard)
-            scores = layout.shard_file(run.folder, "search", "scores", shard)
+            scores = layout.shard_file(run.folder, "search", run.scores, shard)
             try:
                 if scores.exists():
                     found += _best_of(scores, tables.SCORES)

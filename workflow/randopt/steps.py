@@ -14,17 +14,18 @@ from randopt.experiment import load_run
 from randopt.gather import answers, gather, with_select
 from randopt.items import read_items
 from randopt.plan import read_requests, write_requests
+from randopt.tasks.scorers import get
 from randopt.vote import votes
 
 log = logging.getLogger(__name__)
 
 
-def gather_step(run_folder: Path, candidates: int) -> None:
+def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
     """candidates.parquet of the first `candidates` candidates."""
     run = load_run(run_folder)
     frame = gather(
         layout.requests_file(run_folder, "search"),
-        _stage_files(run_folder, "search", "scores", candidates),
+        _stage_files(run_folder, "search", _scores(scorer), candidates),
         _stage_files(run_folder, "search", "completions", candidates),
         run["run_id"],
         candidates,
@@ -40,11 +41,11 @@ def select_step(run_folder: Path, candidates: int, members: int) -> None:
     write_requests(experts, layout.requests_file(run_folder, _members_stage(candidates)), run_id)
 
 
-def vote_step(run_folder: Path, candidates: int, controls: str, top_k: Sequence[int]) -> None:
+def vote_step(run_folder: Path, candidates: int, controls: str, scorer: str, top_k: Sequence[int]) -> None:
     """votes.parquet and selection.parquet."""
     run_id = load_run(run_folder)["run_id"]
     check_members_current(run_folder, candidates)
-    frames = _answers(run_folder, candidates, controls)
+    frames = _answers(run_folder, candidates, controls, scorer)
     samples = frames["controls"].filter(pl.col("position") >= run_metrics.SAMPLES)
     voted = pl.concat(
         [
@@ -62,7 +63,7 @@ def vote_step(run_folder: Path, candidates: int, controls: str, top_k: Sequence[
 
 
 def metrics_step(
-    run_folder: Path, candidates: int, controls: str, confidence: float, bootstrap: int, seed: int
+    run_folder: Path, candidates: int, controls: str, scorer: str, confidence: float, bootstrap: int, seed: int
 ) -> None:
     """metrics.parquet, after the proof that σ = 0 is the base."""
     run = load_run(run_folder)
@@ -85,7 +86,7 @@ def metrics_step(
         confidence=confidence,
         resamples=bootstrap,
         seed=seed,
-        **_answers(run_folder, candidates, controls),
+        **_answers(run_folder, candidates, controls, scorer),
     )
     tables.write(frame, tables.METRICS, folder / "metrics.parquet", run_id=run_id)
 
@@ -115,14 +116,13 @@ def check_members_current(run_folder: Path, candidates: int) -> None:
         )
 
 
-def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.DataFrame]:
+def _answers(run_folder: Path, candidates: int, controls: str, scorer: str) -> dict[str, pl.DataFrame]:
     """Answers on all splits of the members, the random candidates and the controls."""
-    _check_one_scorer(run_folder, [controls, "random", _members_stage(candidates), "search"])
     run_id = load_run(run_folder)["run_id"]
     frames = {
         name: answers(
             layout.requests_file(run_folder, stage),
-            _stage_files(run_folder, stage, "scores"),
+            _stage_files(run_folder, stage, _scores(scorer)),
             _stage_files(run_folder, stage, "completions"),
             run_id,
             stage,
@@ -137,7 +137,7 @@ def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.D
     reported = {*frames["members"]["request_id"], *frames["random"]["request_id"]}
     search = answers(
         layout.requests_file(run_folder, "search"),
-        _stage_files(run_folder, "search", "scores", candidates),
+        _stage_files(run_folder, "search", _scores(scorer), candidates),
         _stage_files(run_folder, "search", "completions", candidates),
         run_id,
         "search",
@@ -151,23 +151,6 @@ def _answers(run_folder: Path, candidates: int, controls: str) -> dict[str, pl.D
     }
 
 
-def _check_one_scorer(run_folder: Path, stages: Sequence[str]) -> None:
-    """Verdicts of two scorer versions are not compared.
-
-    After a scorer changed, Snakemake does not look at the members' scores in the same run: they come
-    after the search's in the graph, and the shards between them stay as they are. The next run makes them.
-    """
-    columns = ["scorer", "scorer_version"]
-    files = [_stage_files(run_folder, stage, "scores")[0] for stage in stages]
-    found = [tables.read(path, tables.SCORES, columns).row(0) for path in files]
-    for path, scorer in zip(files, found, strict=True):
-        if scorer != found[-1]:
-            raise UserError(
-                f"{path} was scored by {scorer[0]} version {scorer[1]}, {files[-1]} by {found[-1][0]} version "
-                f"{found[-1][1]}. Run the same command again: the older scores are made anew, without a GPU."
-            )
-
-
 def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = None) -> list[Path]:
     """Paths of a stage's shards, or of those that hold its first `first` requests."""
     size = layout.stage_shard_size(load_run(run_folder), stage)
@@ -176,6 +159,10 @@ def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = N
         for shard in layout.shards(_rows(run_folder, stage), size)
         if first is None or shard[0] < first
     ]
+
+
+def _scores(scorer: str) -> str:
+    return layout.scores(scorer, get(scorer).version)
 
 
 def _item_ids(run_folder: Path, stage: str) -> list[str]:

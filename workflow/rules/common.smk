@@ -40,6 +40,7 @@ def run_of(wildcards):
 
 def shard_files(run, stage, table, rows=None):
     """Paths of a stage's shards, or of those that hold its first `rows` requests."""
+    table = run.scores if table == "scores" else table
     return [str(layout.shard_file(run.folder, stage, table, s)) for s in run.shards(stage, rows)]
 
 

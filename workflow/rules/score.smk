@@ -10,16 +10,14 @@ rule score:
             for split in layout.stage_splits(wc.stage)
         ],
     output:
-        scores="results/{run}/{stage}/scores/{shard}.parquet",
+        scores="results/{run}/{stage}/scores/{scorer}-v{version}/{shard}.parquet",
     log:
-        "logs/score/{run}/{stage}/{shard}.log",
+        "logs/score/{run}/{stage}/{scorer}-v{version}/{shard}.log",
     conda:
         "../../envs/randopt.yaml"
     resources:
         mem_mb=4000,
         runtime=60,
-    params:
-        scorer=lambda wc: run_of(wc).scorer,
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --scorer {params.scorer[name]:q} 2> >(keep_log {log:q})"
+        " --scorer {wildcards.scorer:q} 2> >(keep_log {log:q})"

@@ -18,8 +18,10 @@ rule gather:
         "logs/gather/{run}/n{candidates}.log",
     conda:
         "../../envs/randopt.yaml"
+    params:
+        scorer=lambda wc: run_of(wc).task.scorer,
     shell:
-        "randopt gather results/{wildcards.run:q} {wildcards.candidates} 2> >(keep_log {log:q})"
+        "randopt gather results/{wildcards.run:q} {wildcards.candidates} --scorer {params.scorer:q} 2> >(keep_log {log:q})"
 
 
 rule select:

@@ -24,9 +24,10 @@ rule vote:
     conda:
         "../../envs/randopt.yaml"
     params:
-        vote=lambda wc: dict(top_k=TOP_K, controls=run_of(wc).controls),
+        vote=lambda wc: dict(top_k=TOP_K, controls=run_of(wc).controls, scorer=run_of(wc).task.scorer),
     shell:
         "randopt vote results/{wildcards.run:q} {wildcards.candidates} --controls {params.vote[controls]}"
+        " --scorer {params.vote[scorer]:q}"
         " --top-k {params.vote[top_k]} 2> >(keep_log {log:q})"
 
 
@@ -48,8 +49,10 @@ rule metrics:
         settings=lambda wc: dict(
             sorted(EXPERIMENT.config["statistics"].items()),
             controls=run_of(wc).controls,
+            scorer=run_of(wc).task.scorer,
         ),
     shell:
         "randopt metrics results/{wildcards.run:q} {wildcards.candidates} --controls {params.settings[controls]}"
+        " --scorer {params.settings[scorer]:q}"
         " --confidence {params.settings[confidence]}"
         " --bootstrap {params.settings[bootstrap]} --seed {params.settings[seed]} 2> >(keep_log {log:q})"
