@@ -90,7 +90,7 @@ def test_overrides():
     entry = {
         "name": "times_table",
         "label": "small",
-        "splits": {"select": 6, "test": {"size": 8}},
+        "splits": {"select": 6, "confirm": 2, "test": {"size": 8}},
         "max_tokens": 4,
         "source": {"high": 5},
         "scorer": "gsm8k",
@@ -98,7 +98,7 @@ def test_overrides():
     spec = load_task(entry, FOLDER)
     assert {split: value["size"] for split, value in spec.splits.items()} == {
         "select": 6,
-        "confirm": 32,
+        "confirm": 2,
         "test": 8,
     }
     assert (spec.label, spec.max_tokens, spec.scorer, spec.source["high"]) == ("small", 4, "gsm8k", 5)

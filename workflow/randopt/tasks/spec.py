@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from randopt.errors import UserError
-from randopt.tasks import scorers
+from randopt.tasks import scorers, times_table
 
 SPLITS = ("select", "confirm", "test")
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
@@ -113,6 +113,8 @@ def load_task(entry: str | Mapping[str, Any], folder: Path) -> TaskSpec:
     )
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", spec.label):
         raise UserError(f"{where}: label {spec.label!r} was given, expected letters, digits, _ . -: it names a folder.")
+    if source.get("generator") == "times_table":
+        times_table.problems(source, {split: part["size"] for split, part in spec.splits.items()})
     if spec.scorer not in scorers.SCORERS:
         raise UserError(f"{where}: scorer {spec.scorer!r} is unknown; choose one of {', '.join(scorers.SCORERS)}.")
     return spec

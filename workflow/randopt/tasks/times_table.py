@@ -15,6 +15,16 @@ def rows(source: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, list[
     dealt in the order of SHA-256 of "seed:a×b", which is the same on every machine and in every Python.
     Raises UserError when the splits together need more rows than there are.
     """
+    pairs = problems(source, sizes)
+    pairs.sort(key=lambda pair: _digest(source["seed"], *pair))
+    return {split: _deal(pairs, size, source["seed"]) for split, size in sizes.items()}
+
+
+def problems(source: Mapping[str, Any], sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+    """The unordered products; UserError when the splits together need more items than they give.
+
+    Cheap: the configuration is checked with it before anything runs.
+    """
     low, high = source["low"], source["high"]
     smaller_high = min(source.get("smaller_high", high), high)
     pairs = [(a, b) for a in range(low, smaller_high + 1) for b in range(a, high + 1)]
@@ -24,8 +34,7 @@ def rows(source: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, list[
             f"times_table: the splits need {needed} items, but numbers from {low} to {high} give only "
             f"{available}; raise source.high (or smaller_high) or lower the sizes in splits."
         )
-    pairs.sort(key=lambda pair: _digest(source["seed"], *pair))
-    return {split: _deal(pairs, size, source["seed"]) for split, size in sizes.items()}
+    return pairs
 
 
 def _deal(pairs: list[tuple[int, int]], size: int, seed: int) -> list[Row]:
