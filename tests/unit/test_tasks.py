@@ -20,7 +20,7 @@ from randopt.tasks import countdown, scorers, tabular, times_table
 from randopt.tasks.items import check_disjoint, make_items, render
 from randopt.tasks.judge import judge
 from randopt.tasks.row import Row, normalised
-from randopt.tasks.spec import SPLITS, TaskSpec, identity, load_task, source_files
+from randopt.tasks.spec import SPLITS, TaskSpec, identity, load_task
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "config" / "tasks"
@@ -119,7 +119,7 @@ def test_identity_is_what_changes_items(project):
     table = load_task("words", project())
     before = identity(table)
     assert str(project.root) not in json.dumps(before)
-    assert source_files(table) == [project.root / "words.jsonl"]
+    assert set(table.source["path"].values()) == {str(project.root / "words.jsonl")}
     with open(project.root / "words.jsonl", "a") as stream:
         stream.write("\n")
     assert identity(table) != before

@@ -1,6 +1,5 @@
 """The CPU steps between scores and report: each reads tables of a run's folder and writes one."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from randopt.items import read_items
 from randopt.plan import read_requests, write_requests
 from randopt.tasks.scorers import get
 from randopt.vote import votes
-
-log = logging.getLogger(__name__)
 
 
 def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:

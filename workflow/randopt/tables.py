@@ -260,10 +260,6 @@ LEDGER = Table(
     },
 )
 
-TABLES = {
-    table.name: table for table in (REQUESTS, ITEMS, COMPLETIONS, SCORES, CANDIDATES, SELECTION, VOTES, METRICS, LEDGER)
-}
-
 
 def write(frame: pl.DataFrame, table: Table, path: Path, **footer: str | int) -> None:
     """Cast `frame` to the table's schema, check it, and write it to `path` atomically.

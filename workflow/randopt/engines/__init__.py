@@ -10,8 +10,6 @@ from typing import Protocol
 from randopt.models.prepare import Manifest
 from randopt.requests import Decoding, Perturbation
 
-NAMES = ("transformers",)
-
 
 @dataclass(frozen=True)
 class Item:

@@ -140,11 +140,6 @@ def identity(spec: TaskSpec) -> dict[str, Any]:
     }
 
 
-def source_files(spec: TaskSpec) -> list[Path]:
-    """The local files that the items are made from."""
-    return [Path(path) for path in spec.source.get("path", {}).values()]
-
-
 def placeholders(template: str) -> set[str]:
     """The columns that a prompt template names: {column}, where {{ and }} are plain braces."""
     return set(re.findall(r"\{([A-Za-z_]\w*)\}", template.replace("{{", "").replace("}}", "")))
