@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -100,6 +101,24 @@ def test_weights_that_change_later_are_noticed(copy, tmp_path) -> None:
         load_manifest(out)
 
 
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("hf:org/name", "set HF_HOME to a folder that every node sees, remove .*manifest.json and run again"),
+        ("path:copy", "Move the model to a folder that every node sees"),
+        ("package:name", "To make it again, remove .*manifest.json and run again"),
+    ],
+)
+def test_a_folder_that_a_node_does_not_see_is_named_with_the_node_and_the_remedy(
+    copy, tmp_path, source, remedy
+) -> None:
+    out = made(copy, tmp_path)
+    out.write_text(json.dumps({**json.loads(out.read_text()), "source": source}))
+    shutil.rmtree(copy)
+    with pytest.raises(UserError, match=f"{copy}.* cannot be seen on {socket.gethostname()}.*{remedy}"):
+        load_manifest(out)
+
+
 def test_the_digest_sees_names_shapes_types_and_bits() -> None:
     base = {"a": torch.arange(6.0), "b": torch.ones(2)}
     digest = checkpoint.weights_digest(base.items())
@@ -128,22 +147,27 @@ def test_a_checkpoint_with_a_missing_shard_is_told(copy, tmp_path) -> None:
 
 
 def test_a_hub_model_in_the_cache_needs_no_network(tiny_model, tmp_path) -> None:
-    """In a process of its own: the Hub library reads its environment when it is imported."""
+    """In a process of its own: the Hub library reads its environment when it is imported.
+
+    The cache's place may be given relative to the folder of that moment; the manifest's is good anywhere.
+    """
     commit = "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(tiny_model, tmp_path / "hub" / "models--org--tiny" / "snapshots" / commit)
     code = (
         "import sys; from pathlib import Path; from randopt.models.prepare import prepare, load_manifest\n"
         "from randopt.models.source import parse\n"
         "out = Path(sys.argv[2]); prepare(parse(sys.argv[1], Path()), 'bfloat16', Path(), out)\n"
-        "print(load_manifest(out).content['revision'])"
+        "print(load_manifest(out).content['folder'])"
     )
 
     def fetched(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, f"hf:org/{name}@{commit}", str(tmp_path / name / "manifest.json")]
-        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        environment = {**os.environ, "HF_HOME": ".", "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
 
     cached = fetched("tiny")
-    assert cached.stdout.strip().endswith(commit), cached.stderr
+    assert cached.stdout.strip() == str(tmp_path / "hub/models--org--tiny/snapshots" / commit), cached.stderr
     absent = fetched("absent")
     assert absent.returncode != 0 and "cannot fetch org/absent" in absent.stderr

@@ -4,7 +4,9 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import shutil
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -71,28 +73,58 @@ def prepare(source: Source, dtype: str, root: Path, out: Path) -> None:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest, after checking that the files it records still have the recorded size and time.
+    """The manifest, its files checked."""
+    manifest = read_manifest(path)
+    check_files(manifest)
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest, without a look at the files it records."""
+    path = Path(path)
+    try:
+        return Manifest(path, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it and run again.") from error
+
+
+def check_files(manifest: Manifest) -> None:
+    """Compare size and time of the recorded files.
 
     A file that was touched is hashed again: equal content passes, other content is a UserError,
     since seeds found on other weights mean nothing.
     """
-    path = Path(path)
-    try:
-        manifest = Manifest(path, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it and run again.") from error
+    folder = manifest.folder
+    if not os.path.isdir(folder):  # not Path.is_dir, which raises where a parent must not be entered
+        raise UserError(
+            f"{folder}, the model's folder according to {manifest.path}, cannot be seen on {socket.gethostname()}. "
+            f"{_remedy(manifest)} If it was only unavailable, run the same command again."
+        )
     for name, record in manifest.content["files"].items():
-        file = manifest.folder / name
-        if not file.is_file():
-            raise UserError(f"{file} is gone since the model was prepared; restore it, or remove {path}.")
+        file = folder / name
+        if not os.path.isfile(file):
+            raise UserError(
+                f"{file} is gone since the model was prepared, or cannot be seen on {socket.gethostname()}; "
+                f"restore it, or remove {manifest.path} and run again."
+            )
         status = file.stat()
         unchanged = status.st_size == record["size"] and status.st_mtime_ns == record["mtime_ns"]
-        if not unchanged and (status.st_size != record["size"] or _sha256(file) != record["sha256"]):
+        if not unchanged and (status.st_size != record["size"] or sha256(file) != record["sha256"]):
             raise UserError(
                 f"{file} changed since the model was prepared; candidates scored on other weights mean nothing. "
                 "Restore the file, or give the changed model another folder and name."
             )
-    return manifest
+
+
+def _remedy(manifest: Manifest) -> str:
+    """What to do about a folder that this machine does not see."""
+    again = f"remove {manifest.path} and run again on a machine with internet"
+    kind = manifest.content["source"].partition(":")[0]
+    if kind == "hf":
+        return f"It is in the Hub's cache: set HF_HOME to a folder that every node sees, {again}."
+    if kind == "path":
+        return "Move the model to a folder that every node sees, and name that one in models.source."
+    return f"To make it again, remove {manifest.path} and run again."
 
 
 def _hub_snapshot(source: Source) -> Path:
@@ -101,14 +133,14 @@ def _hub_snapshot(source: Source) -> Path:
 
     fetch = partial(snapshot_download, source.location, revision=source.revision, allow_patterns=HUB_PATTERNS)
     try:  # a complete copy in the cache needs no network
-        cached = Path(fetch(local_files_only=True))
+        cached = Path(fetch(local_files_only=True)).absolute()  # HF_HOME may be relative
         if not checkpoint.missing_files(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
     log.info("fetching %s at %s from the Hub", source.location, source.revision)
     try:
-        return Path(fetch())
+        return Path(fetch()).absolute()
     except Exception as error:
         raise UserError(
             f"cannot fetch {source.location} at {source.revision} from the Hub: {str(error).splitlines()[0]} "
@@ -170,14 +202,15 @@ def _file_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Size, time and SHA-256 of each file that generation reads."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_sha256, files))
+        hashes = list(pool.map(sha256, files))
     return {
         path.name: {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "sha256": sha}
         for path, sha in zip(files, hashes, strict=True)
     }
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
