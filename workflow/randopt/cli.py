@@ -23,7 +23,8 @@ app = typer.Typer(
 
     The search itself is started by Snakemake: `snakemake --cores all` on one machine,
     `snakemake --profile slurm` on a cluster. These commands watch it, show its result, and check
-    scorers by hand. The commands under "Steps" are what the workflow's rules call.""",
+    scorers by hand. On a cluster, `randopt submit` sends Snakemake itself to the queue. The commands under "Steps" are
+    what the workflow's rules call.""",
 )
 
 PEOPLE = "For people"
@@ -43,7 +44,8 @@ TopK = Annotated[str, typer.Option(help="Ensemble sizes, separated by commas.")]
 def status(
     experiment: ExperimentName = "demo",
     once: Annotated[bool, typer.Option("--once", help="Print once and leave.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
+    shards: Annotated[bool, typer.Option("--shards", help="A line for each shard: state, job, node, log.")] = False,
+    every: Annotated[float | None, typer.Option(help="Seconds between two looks; default 2, on SLURM 10.")] = None,
 ) -> None:
     """How far an experiment is: shards, candidates per second, time left, best so far.
 
@@ -53,19 +55,21 @@ def status(
     from rich.live import Live
 
     from randopt import status as view
+    from randopt.cluster import slurm
     from randopt.report.build import load_experiment
 
     loaded = load_experiment(experiment)
     best = {run.name: view.BestSoFar(run) for run in loaded.runs}
     console = Console()
-    shown, finished = view.render(loaded, best)
+    console = console if console.is_terminal else Console(width=140)  # as in show
+    shown, finished = view.render(loaded, best, shards)
     if once or not console.is_terminal or finished:
         console.print(shown)
         return
     with Live(shown, console=console, auto_refresh=False) as live:
         while not finished:
-            time.sleep(every)
-            shown, finished = view.render(loaded, best)
+            time.sleep(every or (10.0 if slurm.available() else 2.0))
+            shown, finished = view.render(loaded, best, shards)
             live.update(shown, refresh=True)
 
 
@@ -110,6 +114,58 @@ def dag(
 
     write_dag(output, configfile)
     typer.echo(str(output))
+
+
+@app.command(rich_help_panel=PEOPLE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment, or its config file.")],
+    hours: Annotated[float, typer.Option(help="Time limit of one driver job; it starts itself again.")] = 24.0,
+    drain_minutes: Annotated[
+        float,
+        typer.Option(help="Minutes before the limit from which no new shard is submitted; a shard's time."),
+    ] = 60.0,
+    partition: Annotated[str | None, typer.Option(help="CPU partition of the driver; default: the site's.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account of the driver; default: the site's.")] = None,
+    memory_gb: Annotated[float, typer.Option(help="Memory of the driver.")] = 2.0,
+) -> None:
+    """Send the Snakemake driver itself to the cluster, so that no login session has to stay open.
+
+    Example: randopt submit demo --partition cpu -- --profile slurm --retries 5
+
+    What follows `--` goes to Snakemake (default: --profile slurm). Before its time limit the driver lets running shards
+    end, puts itself back into the queue and goes on; after a crash of its node it does the same.
+    """
+    from randopt.cluster import driver
+    from randopt.config import load_file, resolve
+    from randopt.experiment import build
+    from randopt.find import find_config
+
+    if not 0 < drain_minutes < hours * 60:
+        raise UserError(
+            f"--drain-minutes {drain_minutes:g} with --hours {hours:g}: the drain must be shorter than the time limit."
+        )
+    config = find_config(experiment)
+    record = driver.submit(
+        build(resolve(load_file(config)), Path()),
+        driver.snakemake_command(config, context.args),
+        hours=hours,
+        drain_minutes=drain_minutes,
+        partition=partition,
+        account=account,
+        memory_gb=memory_gb,
+    )
+    typer.echo(f"submitted as job {record.job}; its log: {record.log}")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def cancel(experiment: ExperimentName = "demo") -> None:
+    """End an experiment's driver and all its jobs, from any login node. Everything finished is kept."""
+    from randopt.cluster import driver
+    from randopt.report.build import load_experiment
+
+    done = driver.cancel(load_experiment(experiment))
+    typer.echo("\n".join(done) or "nothing of this experiment is waiting or running.")
 
 
 @app.command("prepare-model", rich_help_panel=STEPS)
@@ -158,20 +214,25 @@ def generate(
     shard: ShardName,
     batch_size: Annotated[int, typer.Option(help="Items generated at once.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    disk_wait: Annotated[float, typer.Option(help="Seconds to wait for a full or read-only results folder.")] = 0.0,
+    scratch: Annotated[str, typer.Option(help="Copy the weights here once per node; $VARIABLES are expanded.")] = "",
 ) -> None:
     """Generate a shard's completions; continues from what earlier attempts finished."""
+    _stay_offline()
     # Threads that spin long at OpenMP's barriers starve each other when the machine has other work; those that sleep
     # at once (OMP_WAIT_POLICY=PASSIVE) cost a third of the speed when it has none. It must be said before torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     from randopt.layout import parse_shard
+    from randopt.models.local_copy import scratch_folder
     from randopt.shard import generate as generate_shard
 
-    generate_shard(run, stage, parse_shard(shard), batch_size, threads)
+    generate_shard(run, stage, parse_shard(shard), batch_size, threads, disk_wait, scratch_folder(scratch))
 
 
 @app.command(rich_help_panel=STEPS)
 def score(run: RunFolder, stage: Stage, shard: ShardName, scorer: ScorerName) -> None:
     """Judge a shard's completions."""
+    _stay_offline()
     from randopt.layout import parse_shard
     from randopt.score import score as score_shard
 
@@ -224,6 +285,15 @@ def report(experiment: ExperimentName) -> None:
     from randopt.report.build import load_experiment, write_report
 
     write_report(load_experiment(experiment))
+
+
+def _stay_offline() -> None:
+    """For jobs of compute nodes, whatever the environment says: none may wait for a network that is not there.
+
+    The Hub's libraries read these when they are imported.
+    """
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "1"
 
 
 def main() -> NoReturn:

@@ -94,6 +94,11 @@ class Experiment:
         """Where the report goes."""
         return layout.RESULTS / "experiments" / self.config["experiment"]
 
+    @property
+    def stop_file(self) -> Path:
+        """What `randopt cancel` leaves for a driver on another host."""
+        return self.folder / ".stop"
+
 
 def build(config: Mapping[str, Any], root: Path) -> Experiment:
     """The experiment of a resolved configuration; paths in it are taken from `root`.

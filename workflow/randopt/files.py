@@ -1,13 +1,26 @@
 """Files that are either whole or absent."""
 
-import contextlib
+import errno
 import glob
+import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from randopt.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# full, over quota, read-only, a file server that is away: somebody or something mends these while we wait
+_MAY_PASS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
+_LOOK_SECONDS = 5.0
+
+
+class CannotWriteNow(UserError):
+    """A folder that cannot be written at present, but may well be in some minutes."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,10 +41,34 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def give_second_name(path: Path, name: Path) -> None:
-    """Make `name` a hard link to the file `path`; a file system without links goes without."""
-    Path(name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        os.link(path, name)
+    """Make `name` the file `path` too, atomically: a hard link, or a copy where the file system has none."""
+
+    def link(temporary: Path) -> None:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+    write_atomic(name, link)
+
+
+def patiently(write: Callable[[], object], seconds: float) -> None:
+    """Call `write`, and again for up to `seconds` while the disk is full, read-only or away.
+
+    A loaded engine is worth more than minutes of waiting. Raises CannotWriteNow when the time is over.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            write()
+            return
+        except CannotWriteNow as error:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise
+            log.warning("waiting, at most %.0f s more: %s", left, error)
+            time.sleep(min(_LOOK_SECONDS, left))
 
 
 def remove_temporaries(path: Path) -> None:
@@ -60,7 +97,8 @@ def _write_once(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
+    kind = CannotWriteNow if error.errno in _MAY_PASS else UserError
+    return kind(
         f"cannot write {path}: {error.strerror or error}. "
         "Free space or make the folder writable, then run the same command again; "
         "everything already written is kept."

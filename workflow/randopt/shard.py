@@ -4,6 +4,7 @@ The candidate loop: set the weights, stream the completions, hand them to a writ
 The accelerator waits for neither disk nor scoring.
 """
 
+import gc
 import importlib.metadata
 import json
 import logging
@@ -20,17 +21,28 @@ from randopt import engines, layout, parts, plan, tables
 from randopt.engines import Engine, EngineSettings, Item
 from randopt.errors import UserError
 from randopt.experiment import load_run
-from randopt.files import give_second_name, remove_temporaries
+from randopt.files import give_second_name, patiently, remove_temporaries
 from randopt.items import items_hash, read_items
-from randopt.models.prepare import load_manifest
+from randopt.models import local_copy
+from randopt.models.prepare import Manifest, check_files, read_manifest
 from randopt.requests import Request
 
 log = logging.getLogger(__name__)
 
 
-def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int, threads: int) -> None:
+def generate(
+    run_folder: Path,
+    stage: str,
+    shard: layout.Shard,
+    batch_size: int,
+    threads: int,
+    disk_wait: float = 0.0,
+    scratch: Path | None = None,
+) -> None:
     """Make a shard's completions and ledger, continuing from the parts of earlier attempts.
 
+    A full or read-only results folder is waited for, up to `disk_wait` seconds at each request. The weights are
+    read from a copy below `scratch`, if given.
     Raises UserError for anything the user can mend; whatever was finished stays in parts.
     """
     run = load_run(run_folder)
@@ -50,15 +62,22 @@ def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int,
         missing = [request for request in requests if kept.read(request) is None]
         progress.done = progress.done_at_attempt = len(requests) - len(missing)
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
-        digest = load_manifest(_manifest_path(run)).content["weights_digest"]
+        manifest = read_manifest(_manifest_path(run))
+        digest = manifest.content["weights_digest"]
         if missing:
-            _generate_missing(run, table, missing, kept, progress, batch_size, threads, digest)
+            _generate_missing(run, table, missing, kept, progress, batch_size, threads, manifest, disk_wait, scratch)
         completions = kept.merge(requests)
-        tables.write(completions, tables.COMPLETIONS, output, **kept.footer, **_place(stage, shard))
         # Snakemake removes a finished output when it believes the job failed (a late network file system),
-        # starts it again (a restarted driver) or misses an input; what is under another name is taken over.
-        give_second_name(output, layout.kept_file(output))
-        _write_ledger(run_folder, run, progress, completions, len(missing), digest)
+        # starts it again (a restarted driver) or misses an input; what is under another name is taken over. That name
+        # comes first, so that there is no moment in which a removal loses anything.
+        second = layout.kept_file(output)
+
+        def publish() -> None:
+            tables.write(completions, tables.COMPLETIONS, second, **kept.footer, **_place(stage, shard))
+            give_second_name(second, output)
+            _write_ledger(run_folder, run, progress, completions, len(missing), digest)
+
+        patiently(publish, disk_wait)
     except BaseException as error:
         progress.state = "failed" if isinstance(error, Exception) else "interrupted"
         progress.error = str(error) or type(error).__name__
@@ -68,8 +87,8 @@ def generate(run_folder: Path, stage: str, shard: layout.Shard, batch_size: int,
             log.warning("the state of the shard could not be saved")
         raise
     kept.remove()
-    for name in ("completions", "ledger"):
-        remove_temporaries(layout.shard_file(run_folder, stage, name, shard))
+    for path in (output, layout.kept_file(output), layout.shard_file(run_folder, stage, "ledger", shard)):
+        remove_temporaries(path)
 
 
 def run_requests(
@@ -78,8 +97,9 @@ def run_requests(
     requests: Sequence[Request],
     kept: parts.Parts,
     progress: parts.Progress,
+    disk_wait: float = 0.0,
 ) -> None:
-    """The candidate loop. At most one finished request waits for the disk."""
+    """The candidate loop. At most one finished request waits for the disk, for up to `disk_wait` seconds."""
     shard = layout.shard_name((progress.start, progress.stop))
     bar = tqdm(
         total=progress.stop - progress.start,
@@ -101,15 +121,18 @@ def run_requests(
             if pending is not None:
                 pending.result()
             progress.done += 1
-            pending = writer.submit(_keep, kept, request, completions, progress)
+            pending = writer.submit(_keep, kept, request, completions, progress, disk_wait)
             bar.update()
         if pending is not None:
             pending.result()
 
 
-def _keep(kept: parts.Parts, request: Request, completions: Sequence[Any], progress: parts.Progress) -> None:
-    kept.write(request, parts.rows(request, completions, kept.item_ids))
-    kept.save_progress(progress)
+def _keep(
+    kept: parts.Parts, request: Request, completions: Sequence[Any], progress: parts.Progress, disk_wait: float
+) -> None:
+    rows = parts.rows(request, completions, kept.item_ids)
+    patiently(lambda: kept.write(request, rows), disk_wait)
+    patiently(lambda: kept.save_progress(progress), disk_wait)
 
 
 def _generate_missing(
@@ -120,40 +143,63 @@ def _generate_missing(
     progress: parts.Progress,
     batch_size: int,
     threads: int,
-    digest: str,
+    manifest: Manifest,
+    disk_wait: float,
+    scratch: Path | None,
 ) -> None:
     """Load the engine, run the loop, and prove that the base is still the base."""
     begun = time.perf_counter()
     spent = progress.seconds_total
-    engine = engines.load(
-        run["engine"],
-        load_manifest(_manifest_path(run)),
-        EngineSettings(
-            dtype=run["model"]["dtype"],
-            max_tokens=run["decoding"]["max_tokens"],
-            batch_size=batch_size,
-            chat_template=run["model"]["chat_template"],
-            law=run["noise"]["law"],
-            exclude=tuple(run["model"]["exclude"]),
-            threads=threads,
-        ),
+    settings = EngineSettings(
+        dtype=run["model"]["dtype"],
+        max_tokens=run["decoding"]["max_tokens"],
+        batch_size=batch_size,
+        chat_template=run["model"]["chat_template"],
+        law=run["noise"]["law"],
+        exclude=tuple(run["model"]["exclude"]),
+        threads=threads,
     )
-    _check_digest(engine, digest, "loaded")
+    engine = _load_engine(run["engine"], manifest, settings, scratch)
     progress.seconds_loading += time.perf_counter() - begun
     progress.device = engine.device
     progress.state = "running"
     kept.save_progress(progress)
     try:
-        run_requests(engine, to_items(table), missing, kept, progress)
+        run_requests(engine, to_items(table), missing, kept, progress, disk_wait)
     finally:
         progress.seconds_total = spent + time.perf_counter() - begun
     engine.set_weights(())
     try:
-        _check_digest(engine, digest, "restored after the last request")
+        _check_digest(engine, manifest, "restored after the last request")
     except UserError:
         for request in missing:  # made by weights that cannot be trusted
             kept.path(request).unlink(missing_ok=True)
         raise
+
+
+def _load_engine(name: str, manifest: Manifest, settings: EngineSettings, scratch: Path | None) -> Engine:
+    """The engine with the recorded base in place, read from the node's copy where that is wanted and sound."""
+    if scratch is None:
+        check_files(manifest)
+        return _load_from(name, manifest, settings)
+    local = local_copy.local_manifest(manifest, scratch)
+    try:
+        return _load_from(name, local, settings)
+    except Exception as error:
+        if local is manifest or not local_copy.discard_damaged(local):
+            raise
+        log.warning(
+            "this node's copy was damaged (%s); the weights are read from the shared folder %s", error, manifest.folder
+        )
+    gc.collect()  # what is left of the first attempt holds memory that the second needs
+    check_files(manifest)
+    return _load_from(name, manifest, settings)
+
+
+def _load_from(name: str, manifest: Manifest, settings: EngineSettings) -> Engine:
+    engine = engines.load(name, manifest, settings)
+    _check_digest(engine, manifest, "loaded")
+    return engine
 
 
 def to_items(table: pl.DataFrame) -> list[Item]:
@@ -164,8 +210,8 @@ def to_items(table: pl.DataFrame) -> list[Item]:
     ]
 
 
-def _check_digest(engine: Engine, expected: str, when: str) -> None:
-    found = engine.weights_digest()
+def _check_digest(engine: Engine, manifest: Manifest, when: str) -> None:
+    found, expected = engine.weights_digest(), manifest.content["weights_digest"]
     if found != expected:
         raise UserError(
             f"the base weights as {when} have the digest {found}, the manifest says {expected}. Either memory is "

@@ -8,7 +8,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 from randopt import config as randopt_config, experiment as randopt_experiment, layout, resources as needs
+from randopt.cluster import leftovers, lock as driver_lock
 from randopt.errors import UserError
+from randopt.tasks.scorers import SCORERS
 
 # Jobs find the command of the environment that runs Snakemake, activated or not; in a conda environment of the rules
 # it is taken from this checkout. keep_log outlives the Ctrl-C or scancel that ends its command, whose last words
@@ -91,9 +93,36 @@ def every_table():
                 yield str(run.folder / layout.prefix_name(n) / f"{name}.parquet")
 
 
+ADOPTED = {}  # comment of a shard's job -> id of the job that an earlier driver left running for it
+
+
+def on_slurm():
+    """Whether this process submits jobs to SLURM: a driver, no dry run, no job."""
+    return workflow.is_main_process and workflow.executor_plugin.name == "slurm"
+
+
+def slurm_options(wildcards, attempt):
+    """What a shard's sbatch is told beside its resources. Evaluated when the job is submitted, after onstart."""
+    if not on_slurm():
+        return ""
+    comment = leftovers.shard_comment(run_of(wildcards), wildcards.stage, layout.parse_shard(wildcards.shard))
+    return leftovers.submit_options(comment, attempt, ADOPTED, Path.cwd())
+
+
 def start_experiment():
-    """Write down what is run, and say what it will take."""
+    """Become the only driver of these runs, write down what is run, and say what it will take."""
     try:
+        driver_lock.hold(run.folder for run in EXPERIMENT.runs)
+        if on_slurm():
+            from randopt.cluster import plugin
+
+            # a profile's own slurm_extra takes the place of ours, and with it of the dependency
+            own = "slurm_extra" in workflow.resource_settings.overwrite_resources.get("generate", {})
+            ADOPTED.update(leftovers.settle(EXPERIMENT.runs, Path.cwd(), adopt=not own))
+            if ADOPTED:
+                logger.info(f"jobs of an earlier driver go on and are waited for: {', '.join(ADOPTED.values())}")
+            plugin.install(EXPERIMENT.stop_file, logger.warning)
+        EXPERIMENT.stop_file.unlink(missing_ok=True)
         randopt_experiment.describe(EXPERIMENT)
     except UserError as error:
         raise WorkflowError(str(error)) from None

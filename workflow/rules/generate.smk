@@ -14,14 +14,21 @@ rule generate:
         "logs/generate/{run}/{stage}/{shard}.benchmark.tsv"
     conda:
         "../../envs/randopt.yaml"
-    # All cores here, so that shards do not share a device; the SLURM profile sets its own number.
-    threads: workflow.cores or 8
+    # All cores of a laptop, so that shards do not share its device; the SLURM profile sets its own number.
+    threads: workflow.resource_settings.cores or 8
     resources:
         gpu=1,
         # Not a param: another batch size must not rerun every shard. A profile may set it for its machine.
         batch_size=EXPERIMENT.config["engine"]["batch_size"],
         mem_mb=lambda wc, input, attempt: needs.generate_mem_mb(run_of(wc), attempt),
         runtime=lambda wc, attempt: needs.generate_runtime(run_of(wc), wc.stage, wc.shard, attempt),
+        # Seconds to wait for a full disk; a laptop's user is told at once instead.
+        disk_wait=0,
+        # Node-local folder for a copy of the weights; empty: they are read where they were prepared. The command
+        # expands $VARIABLES, so that an unset one costs a warning and not the job (bash would refuse it).
+        scratch="",
+        slurm_extra=slurm_options,
     shell:
         "randopt generate results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --batch-size {resources.batch_size} --threads {threads} 2> >(keep_log -a {log:q})"
+        " --batch-size {resources.batch_size} --threads {threads}"
+        " --disk-wait {resources.disk_wait} --scratch={resources.scratch:q} 2> >(keep_log -a {log:q})"

@@ -1,5 +1,12 @@
 """Requires: completions. Produces: scores. Runs again when the scorer's version changes, without a GPU."""
 
+# A shard is judged in a second where the scorer is plain Python; a cluster job would wait and start for longer.
+# Scorers that run other people's code in processes of their own do that on a compute node.
+if not any(SCORERS[run.task.scorer].sandboxed for run in EXPERIMENT.runs):
+
+    localrules:
+        score,
+
 
 rule score:
     """Verdicts of one shard."""

@@ -19,7 +19,7 @@ SCORERS = {
         Scorer("countdown_paper", 1, countdown.paper),
         Scorer("gsm8k", 1, gsm8k.score),
         Scorer("gsm8k_paper", 1, gsm8k.paper),
-        Scorer("reasoning_gym", 1, sandboxed.score),
+        Scorer("reasoning_gym", 1, sandboxed.score, sandboxed=True),
     )
 }
 
