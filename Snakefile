@@ -15,7 +15,7 @@ if not workflow.overwrite_configfiles:
 # \d{5}\d*, not \d{5,}: Snakemake takes an open repetition for the end of the wildcard.
 wildcard_constraints:
     run=r"[^/]+/[^/]+/[0-9a-f]{10}",
-    stage=r"search|random|controls-t[0-9.e+-]+|n\d{5}\d*/members",
+    stage=r"search(-probe)?|random|controls-t[0-9.e+-]+|n\d{5}\d*/members",
     candidates=r"\d{5}\d*",
     shard=r"\d{5}\d*-\d{5}\d*",
     scorer=r"[^/]+",
@@ -46,6 +46,12 @@ rule scores:
     """Every score of the search, without selection and controls."""
     input:
         [path for run in EXPERIMENT.runs for path in shard_files(run, "search", "scores")],
+
+
+rule probe:
+    """The speed of every run from a few of its candidates, for `randopt cost` and search.shard_minutes."""
+    input:
+        [str(speed.probe_file(run.folder)) for run in EXPERIMENT.runs],
 
 
 onstart:

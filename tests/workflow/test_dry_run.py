@@ -83,6 +83,15 @@ def test_five_thousand_candidates_are_planned_whole(tmp_path, tiny_model) -> Non
     assert sum(last in block.partition("log:")[0] for block in blocks(text, "generate")) == 1
 
 
+@pytest.mark.parametrize(("candidates", "gathers"), [(64_000, 0), (100_000, 2)])
+def test_more_than_a_thousand_shards_are_gathered_in_blocks(tmp_path, tiny_model, candidates, gathers) -> None:
+    checkout = Checkout(tmp_path, tiny_model)
+    checkout.config["search"].update(candidates=candidates, shard_size=64)
+    text = dry_run(checkout, "--cores", "2", "--quiet", "host", "reason")
+    assert re.search(r"^gather +1$", text, flags=re.M)
+    assert re.findall(r"^gather_block +(\d+)$", text, flags=re.M) == ([str(gathers)] if gathers else [])
+
+
 def test_parsing_the_snakefile_imports_nothing_heavy(untouched) -> None:
     """Every cluster job parses it again."""
     text = dry_run(untouched, "--cores", "2", python=("-X", "importtime"))

@@ -169,6 +169,21 @@ def test_a_shard_that_grows_takes_over_what_it_has(finished) -> None:
     assert {p: after[p] for p in fresh} == fresh, "resumed and undisturbed runs are the same bytes"
 
 
+def test_gathered_in_blocks_the_candidates_are_the_same_file(finished, monkeypatch) -> None:
+    from randopt import layout, steps
+
+    (table,) = finished.run.glob("n00024/candidates.parquet")
+    before = table.read_bytes()
+    monkeypatch.chdir(finished.folder)
+    monkeypatch.setattr(layout, "GATHER_BLOCK", 2)
+    for rows in ((0, 16), (16, 24)):
+        steps.gather_block_step(finished.run, rows, "number")
+    table.unlink()
+    steps.gather_step(finished.run, 24, "number")
+    assert table.read_bytes() == before
+    shutil.rmtree(finished.run / "search/blocks")
+
+
 def test_another_shard_size_is_refused(finished) -> None:
     finished.config["search"]["shard_size"] = 6
     done = finished.snakemake("-n", check=False)

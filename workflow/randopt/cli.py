@@ -30,6 +30,9 @@ app = typer.Typer(
 PEOPLE = "For people"
 STEPS = "Steps of the workflow"
 
+SNAKEMAKE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ExperimentOrFile = Annotated[str, typer.Argument(help="Name of an experiment, or its config file.")]
 ExperimentName = Annotated[str, typer.Argument(help="Name of the experiment (the config's `experiment`).")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, results/MODEL/TASK/RUN_ID.")]
 Stage = Annotated[str, typer.Argument(help="search, controls-t0.7, random or n00048/members.")]
@@ -56,9 +59,9 @@ def status(
 
     from randopt import status as view
     from randopt.cluster import slurm
-    from randopt.report.build import load_experiment
+    from randopt.find import started
 
-    loaded = load_experiment(experiment)
+    loaded = started(experiment)
     best = {run.name: view.BestSoFar(run) for run in loaded.runs}
     console = Console()
     console = console if console.is_terminal else Console(width=140)  # as in show
@@ -78,10 +81,11 @@ def show(experiment: ExperimentName = "demo") -> None:
     """Print an experiment's table: every method with its interval, and what the numbers say."""
     from rich.console import Console
 
-    from randopt.report.build import load_experiment, metrics_of, sampling_note
+    from randopt.find import started
+    from randopt.report.build import metrics_of, sampling_note
     from randopt.report.table import render
 
-    loaded = load_experiment(experiment)
+    loaded = started(experiment)
     console = Console()
     # a log or a pipe has no width of its own; the table must not be broken to fit 80 columns
     console = console if console.is_terminal else Console(width=140)
@@ -116,10 +120,44 @@ def dag(
     typer.echo(str(output))
 
 
-@app.command(rich_help_panel=PEOPLE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(rich_help_panel=PEOPLE, context_settings=SNAKEMAKE_ARGUMENTS)
+def cost(
+    context: typer.Context,
+    experiment: ExperimentOrFile,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Say when it is finished on so many GPUs.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure the speed on a few candidates first.")] = False,
+) -> None:
+    """What is left of an experiment before it is submitted: jobs, GPU-hours, finishing time.
+
+    Example: randopt cost demo --probe -- --profile slurm
+
+    The speed comes from the shards that are finished, from a probe, or from a guess; it says which. The probe runs
+    through Snakemake with what follows `--` (default: --profile slurm where there is SLURM, else --cores all).
+    """
+    import subprocess
+
+    from rich.console import Console
+
+    from randopt.cluster import driver, slurm
+    from randopt.cost import GPUS, render
+    from randopt.find import find_config, planned
+
+    config, loaded = find_config(experiment), planned(experiment)
+    if probe:
+        where = context.args or (["--profile", "slurm"] if slurm.available() else ["--cores", "all"])
+        command = [*driver.snakemake_command(config, where), "--", "probe"]
+        if subprocess.run(command).returncode:
+            raise UserError("the probe failed, see above.")
+        loaded = planned(experiment)
+    console = Console()
+    console = console if console.is_terminal else Console(width=140)  # as in show
+    console.print(render(loaded, [gpus] if gpus else GPUS))
+
+
+@app.command(rich_help_panel=PEOPLE, context_settings=SNAKEMAKE_ARGUMENTS)
 def submit(
     context: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="Name of an experiment, or its config file.")],
+    experiment: ExperimentOrFile,
     hours: Annotated[float, typer.Option(help="Time limit of one driver job; it starts itself again.")] = 24.0,
     drain_minutes: Annotated[
         float,
@@ -137,18 +175,15 @@ def submit(
     end, puts itself back into the queue and goes on; after a crash of its node it does the same.
     """
     from randopt.cluster import driver
-    from randopt.config import load_file, resolve
-    from randopt.experiment import build
-    from randopt.find import find_config
+    from randopt.find import find_config, planned
 
     if not 0 < drain_minutes < hours * 60:
         raise UserError(
             f"--drain-minutes {drain_minutes:g} with --hours {hours:g}: the drain must be shorter than the time limit."
         )
-    config = find_config(experiment)
     record = driver.submit(
-        build(resolve(load_file(config)), Path()),
-        driver.snakemake_command(config, context.args),
+        planned(experiment),
+        driver.snakemake_command(find_config(experiment), context.args),
         hours=hours,
         drain_minutes=drain_minutes,
         partition=partition,
@@ -162,9 +197,9 @@ def submit(
 def cancel(experiment: ExperimentName = "demo") -> None:
     """End an experiment's driver and all its jobs, from any login node. Everything finished is kept."""
     from randopt.cluster import driver
-    from randopt.report.build import load_experiment
+    from randopt.find import started
 
-    done = driver.cancel(load_experiment(experiment))
+    done = driver.cancel(started(experiment))
     typer.echo("\n".join(done) or "nothing of this experiment is waiting or running.")
 
 
@@ -229,6 +264,14 @@ def generate(
     generate_shard(run, stage, parse_shard(shard), batch_size, threads, disk_wait, scratch_folder(scratch))
 
 
+@app.command("measure-speed", rich_help_panel=STEPS)
+def measure_speed(run: RunFolder) -> None:
+    """Write down the speed that a probe's shard had."""
+    from randopt.cost import write_probe
+
+    write_probe(run)
+
+
 @app.command(rich_help_panel=STEPS)
 def score(run: RunFolder, stage: Stage, shard: ShardName, scorer: ScorerName) -> None:
     """Judge a shard's completions."""
@@ -245,6 +288,17 @@ def gather(run: RunFolder, candidates: Candidates, scorer: ScorerName) -> None:
     from randopt.steps import gather_step
 
     gather_step(run, candidates, scorer)
+
+
+@app.command("gather-block", rich_help_panel=STEPS)
+def gather_block(
+    run: RunFolder, rows: Annotated[str, typer.Argument(help="As in 00000-63999.")], scorer: ScorerName
+) -> None:
+    """Collect the scores of a block of shards, in a search of more than 1,000 shards."""
+    from randopt.layout import parse_shard
+    from randopt.steps import gather_block_step
+
+    gather_block_step(run, parse_shard(rows), scorer)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -282,9 +336,10 @@ def metrics(
 @app.command(rich_help_panel=STEPS)
 def report(experiment: ExperimentName) -> None:
     """Write an experiment's tables and figures."""
-    from randopt.report.build import load_experiment, write_report
+    from randopt.find import started
+    from randopt.report.build import write_report
 
-    write_report(load_experiment(experiment))
+    write_report(started(experiment))
 
 
 def _stay_offline() -> None:

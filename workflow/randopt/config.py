@@ -14,6 +14,7 @@ import yaml
 
 from randopt.errors import UserError
 
+SHARD_SIZE = 64  # where neither search.shard_size nor search.shard_minutes is given
 SCHEMA_PATH = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
 
 
@@ -45,6 +46,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     mistakes = _schema_mistakes(resolved, schema)
     if not mistakes:
         _fill_defaults(resolved, schema)
+        search = resolved["search"]
+        if "shard_minutes" not in search:
+            search.setdefault("shard_size", SHARD_SIZE)
         ensemble = resolved["ensemble"]
         ensemble["members"] = ensemble["members"] or max(ensemble["top_k"])
         mistakes = _cross_field_mistakes(resolved)
@@ -124,7 +128,12 @@ def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:
     repeated = sorted({sigma for sigma in search["sigmas"] if search["sigmas"].count(sigma) > 1})
     if repeated:
         mistakes.append(f"search.sigmas: {repeated} stands more than once; give each σ once.")
-    if search["shard_size"] > total:
+    if "shard_size" in search and "shard_minutes" in search:
+        mistakes.append(
+            f"search.shard_size: {search['shard_size']} and search.shard_minutes: {search['shard_minutes']} were both "
+            "given; remove one."
+        )
+    if search.get("shard_size", 1) > total:
         mistakes.append(
             f"search.shard_size: {search['shard_size']} is more than search.candidates = {total}; use {total} or less."
         )

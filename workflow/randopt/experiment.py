@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from randopt import layout
+from randopt import layout, speed
 from randopt.canonical import short_hash
 from randopt.errors import UserError
 from randopt.files import write_text_atomic
@@ -18,6 +18,8 @@ from randopt.models import source as model_source
 from randopt.noise import NOISE_VERSION
 from randopt.tasks import spec as task_spec
 from randopt.tasks.scorers import SCORERS
+
+PROBE_CANDIDATES = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Run:
     prefixes: tuple[int, ...]  # every N that is reported, ascending, `candidates` last
     members: int
     controls: str  # stage of the controls
+    speed: speed.Speed  # as far as it is known before anything runs
 
     @property
     def run_id(self) -> str:
@@ -55,6 +58,8 @@ class Run:
 
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""
+        if stage == layout.PROBE:
+            return min(PROBE_CANDIDATES, self.candidates)
         return {
             "search": self.candidates,
             "controls": 2 + self.members,
@@ -118,8 +123,6 @@ def build(config: Mapping[str, Any], root: Path) -> Experiment:
             task_id = f"{task.label}-{short_hash(task_identity)}"
             tasks[task_id] = task
             runs.append(_run(config, model, model_identity, model_id, task, task_identity, task_id))
-    for run in runs:
-        _check_shard_size(run)
     return Experiment(config, tuple(runs), models, tasks)
 
 
@@ -138,7 +141,9 @@ def load_run(folder: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error}); start snakemake again, it rewrites it.") from error
+        raise UserError(
+            f"{path} cannot be read ({error}). Remove it and start snakemake again, which writes it."
+        ) from error
 
 
 def _run(
@@ -171,8 +176,10 @@ def _run(
         "run_id": short_hash(identity),
         "model_id": model_id,
         "task_id": task_id,
-        "shard_size": search["shard_size"],
     }
+    folder = layout.RESULTS / model["name"] / task.label / description["run_id"]
+    expected = speed.expected(description, folder)
+    description["shard_size"] = _shard_size(search, expected, task.splits["select"]["size"], folder)
     prefixes = sorted({*search["prefixes"], search["candidates"]})
     return Run(
         description=description,
@@ -183,20 +190,25 @@ def _run(
         prefixes=tuple(prefixes),
         members=config["ensemble"]["members"],
         controls=layout.controls_stage(config["controls"]["self_consistency_temperature"]),
+        speed=expected,
     )
 
 
-def _check_shard_size(run: Run) -> None:
-    path = run.folder / "run.yaml"
-    if path.is_file():
-        fixed = load_run(run.folder)["shard_size"]
-        wanted = run.description["shard_size"]
-        if fixed != wanted:
-            raise UserError(
-                f"search.shard_size: {wanted} was given, but {path} fixed it at {fixed} when the run's first shard "
-                f"was planned, since files are named by their rows. Set it back to {fixed}, or remove "
-                f"{run.folder} to begin again."
-            )
+def _shard_size(search: Mapping[str, Any], expected: speed.Speed, items: int, folder: Path) -> int:
+    """As given, or so that a shard takes `shard_minutes`; fixed once the search is planned, as it names the files."""
+    path = folder / "run.yaml"
+    planned = (folder / "search").exists() and path.is_file()
+    fixed = load_run(folder)["shard_size"] if planned else None
+    if "shard_minutes" in search:
+        return fixed or speed.shard_size(expected, search["shard_minutes"], items, search["candidates"])
+    wanted = search["shard_size"]
+    if fixed not in (None, wanted):
+        raise UserError(
+            f"search.shard_size: {wanted} was given, but {path} fixed it at {fixed} when the run's first shard "
+            f"was planned, since files are named by their rows. Set it back to {fixed}, or remove "
+            f"{folder} to begin again."
+        )
+    return wanted
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:

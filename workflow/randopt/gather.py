@@ -41,13 +41,14 @@ def gather(
     run_id: str,
     first: int,
     *,
+    begin: int = 0,
     items: Collection[str] | None = None,
     threads: int | None = None,
 ) -> pl.DataFrame:
-    """CANDIDATES for rows 0 .. first-1 of the search's requests, in plan order.
+    """CANDIDATES for rows begin .. first-1 of the search's requests, in plan order.
 
     `items`: ids of the select items; without them the first shard's items are the measure.
-    Files wholly past `first` are not read; one that reaches past it is checked whole, then cut.
+    Files wholly outside these rows are not read; one that reaches past them is checked whole, then cut.
 
     Each mean is taken in float64 over the rewards in item order, within one file, so neither the
     order of rows in a file nor the number of threads changes a bit of the result. Memory: about
@@ -57,36 +58,41 @@ def gather(
     Raises UserError that names the file, or the rows that no file covers.
     """
     plan = tables.read(requests, tables.REQUESTS, run_id=run_id)
-    if not 1 <= first <= plan.height:
-        raise UserError(f"{requests} holds {plan.height} candidates; {first} were asked for.")
+    if not 0 <= begin < first <= plan.height:
+        asked = f"rows {begin}-{first - 1}" if begin else str(first)
+        raise UserError(f"{requests} holds {plan.height} candidates; {asked} were asked for.")
     _check_candidates(requests, plan)
     ids = plan["request_id"]
-    wanted = np.arange(plan.height) < first
+    row = np.arange(plan.height)
+    wanted = (row >= begin) & (row < first)
     score_files = _cover(requests, scores, "scores", wanted)
     completion_files = _cover(requests, completions, "completions", wanted)
     shards = _Shards.of(requests, ids, run_id, SEARCH, score_files[0], items)
 
-    mean, strict, lenient, error = (np.empty(first) for _ in range(4))
-    tokens = np.empty(first, np.uint64)
+    mean, strict, lenient, error = (np.empty(first - begin) for _ in range(4))
+    tokens = np.empty(first - begin, np.uint64)
+
+    def places(path: Path) -> tuple[slice, slice]:
+        """Where a file's wanted rows lie in the file and in the result."""
+        start, stop = shard_range(path)
+        low, high = max(start, begin), min(stop, first)
+        return slice(low - start, high - start), slice(low - begin, high - begin)
 
     def read_scores(path: Path) -> tuple:
         frame = shards.read(path, tables.SCORES, [*_KEY, "reward", "strict", "lenient", *_SCORER])
         scorer = _scorer(path, frame)
-        start, stop = shard_range(path)
-        part = slice(start, min(stop, first))
-        keep = part.stop - start
-        reward = shards.matrix(frame["reward"])[:keep].astype(np.float64)
+        keep, part = places(path)
+        reward = shards.matrix(frame["reward"])[keep].astype(np.float64)
         mean[part] = reward.mean(axis=1)
         error[part] = _standard_error(reward, mean[part])
-        strict[part] = shards.matrix(frame["strict"])[:keep].mean(axis=1)
-        lenient[part] = shards.matrix(frame["lenient"])[:keep].mean(axis=1)
+        strict[part] = shards.matrix(frame["strict"])[keep].mean(axis=1)
+        lenient[part] = shards.matrix(frame["lenient"])[keep].mean(axis=1)
         return scorer
 
     def read_tokens(path: Path) -> None:
         frame = shards.read(path, tables.COMPLETIONS, [*_KEY, "completion_tokens"])
-        start, stop = shard_range(path)
-        part = slice(start, min(stop, first))
-        counts = shards.matrix(frame["completion_tokens"])[: part.stop - start]
+        keep, part = places(path)
+        counts = shards.matrix(frame["completion_tokens"])[keep]
         tokens[part] = counts.sum(axis=1, dtype=np.uint64)
 
     # Polars leaves the interpreter free while it reads; beyond two threads per core nothing was gained.
@@ -95,7 +101,7 @@ def gather(
         list(pool.map(read_tokens, completion_files))
 
     term = pl.col("perturbation").list.first()
-    return plan.head(first).select(
+    return plan.slice(begin, first - begin).select(
         "request_id",
         seed=term.struct.field("seed"),
         sigma=term.struct.field("coefficient"),

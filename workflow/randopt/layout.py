@@ -4,20 +4,24 @@ results/models/MODEL_ID/manifest.json          the prepared model
 results/tasks/TASK_ID/{select,confirm,test}.parquet
 results/MODEL/TASK/RUN_ID/                     one run
     run.yaml                                   its identity, readable
-    search|controls-t0.7|random|n00048/members/     one stage each:
+    probe.json                                 its speed, if it was probed
+    search|search-probe|controls-t0.7|random|n00048/members/     one stage each:
         requests.parquet
         completions|scores/number-v1|ledger/00000-00063.parquet
+        blocks/number-v1/00000-63999.parquet   candidates of 1,000 shards, in a search of more than that
     n00048/                                    what follows for the first 48 candidates:
         candidates, selection, votes, metrics .parquet
 results/experiments/EXPERIMENT/                resolved config, tables and figures
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path("results")
 SPLITS = ("select", "confirm", "test")
+PROBE = "search-probe"  # a stage of a few candidates that tells the speed; the search takes its answers over
+GATHER_BLOCK = 1000  # shards that are gathered at once; more make a job of minutes that starts again from nothing
 
 # Which items each stage answers: candidates are scored on select; whoever may be reported also
 # answers confirm and test. Random candidates have their select scores from the search already.
@@ -71,6 +75,14 @@ def shards(total: int, size: int) -> list[Shard]:
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def gather_blocks(shards: Sequence[Shard], first: int) -> list[Shard]:
+    """The rows of each block in which the first `first` requests are gathered; none where one gather does it all."""
+    if len(shards) <= GATHER_BLOCK:
+        return []
+    groups = [shards[at : at + GATHER_BLOCK] for at in range(0, len(shards), GATHER_BLOCK)]
+    return [(group[0][0], min(group[-1][1], first)) for group in groups]
+
+
 def shard_name(shard: Shard) -> str:
     """Inclusive row range, as in 00000-00063."""
     return f"{shard[0]:05d}-{shard[1] - 1:05d}"
@@ -96,14 +108,19 @@ def shard_file(run: Path, stage: str, table: str, shard: Shard) -> Path:
     return Path(run) / stage / table / f"{shard_name(shard)}.parquet"
 
 
+def block_file(run: Path, scorer: str, rows: Shard) -> Path:
+    """The candidates of a block of search shards; `scorer` is the folder of its scores, as in scores/number-v1."""
+    return Path(run) / "search" / "blocks" / Path(scorer).name / f"{shard_name(rows)}.parquet"
+
+
 def requests_file(run: Path, stage: str) -> Path:
     """The requests of a stage."""
     return Path(run) / stage / "requests.parquet"
 
 
-def kept_file(completions: Path) -> Path:
-    """A second name of a shard's completions that Snakemake does not know, and so never removes."""
-    return Path(completions).with_suffix(".kept")
+def kept_file(output: Path) -> Path:
+    """A second name of a shard's completions or ledger that Snakemake does not know, and so never removes."""
+    return Path(output).with_suffix(".kept")
 
 
 def parts_folder(completions: Path) -> Path:

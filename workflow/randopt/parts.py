@@ -19,7 +19,7 @@ import polars as pl
 
 from randopt import layout, tables
 from randopt.errors import UserError
-from randopt.files import write_text_atomic
+from randopt.files import CannotWriteNow, write_text_atomic
 from randopt.requests import Request
 
 log = logging.getLogger(__name__)
@@ -152,9 +152,12 @@ class Parts:
         return read_progress(self.folder / PROGRESS)
 
     def save_progress(self, progress: Progress) -> None:
-        """Tell `randopt status` how the shard stands."""
+        """Tell `randopt status` how the shard stands. Not being able to for a while is no reason to stop."""
         progress.updated = time.time()
-        write_text_atomic(self.folder / PROGRESS, json.dumps(asdict(progress)))
+        try:
+            write_text_atomic(self.folder / PROGRESS, json.dumps(asdict(progress)))
+        except CannotWriteNow as error:
+            log.warning("the state of the shard is not saved: %s", error)
 
 
 def read_progress(path: Path) -> Progress | None:
@@ -163,6 +166,19 @@ def read_progress(path: Path) -> Progress | None:
         return Progress(**json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def finished_progress(ledger: Path, run_id: str) -> Progress | None:
+    """What a finished shard's ledger says it took; None without a whole ledger of this run.
+
+    A shard that is taken over (its output was removed, its parts are gone) must not seem to have cost nothing.
+    """
+    try:
+        row = tables.read(ledger, tables.LEDGER, run_id=run_id).row(0, named=True)
+    except (UserError, pl.exceptions.PolarsError):
+        return None
+    shared = {name: row[name] for name in row if name in Progress.__dataclass_fields__}
+    return Progress(**shared)
 
 
 def begin_attempt(earlier: Progress | None, run_id: str, stage: str, shard: layout.Shard) -> Progress:

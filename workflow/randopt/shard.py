@@ -55,10 +55,12 @@ def generate(
     table = read_items(run["task_id"], layout.stage_splits(stage))
     output = layout.shard_file(run_folder, stage, "completions", shard)
     kept = parts.Parts(output, {"run_id": run["run_id"], "items_hash": items_hash(table)}, table["item_id"].to_list())
-    progress = parts.begin_attempt(kept.load_progress(), run["run_id"], stage, shard)
+    ledger = layout.shard_file(run_folder, stage, "ledger", shard)
+    earlier = kept.load_progress() or parts.finished_progress(layout.kept_file(ledger), run["run_id"])
+    progress = parts.begin_attempt(earlier, run["run_id"], stage, shard)
     kept.save_progress(progress)
     try:
-        kept.reuse(requests, parts.siblings(run_folder, stage, output))
+        patiently(lambda: kept.reuse(requests, parts.siblings(run_folder, stage, output)), disk_wait)
         missing = [request for request in requests if kept.read(request) is None]
         progress.done = progress.done_at_attempt = len(requests) - len(missing)
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
@@ -75,7 +77,8 @@ def generate(
         def publish() -> None:
             tables.write(completions, tables.COMPLETIONS, second, **kept.footer, **_place(stage, shard))
             give_second_name(second, output)
-            _write_ledger(run_folder, run, progress, completions, len(missing), digest)
+            _write_ledger(layout.kept_file(ledger), run, progress, completions, len(missing), digest)
+            give_second_name(layout.kept_file(ledger), ledger)
 
         patiently(publish, disk_wait)
     except BaseException as error:
@@ -87,7 +90,7 @@ def generate(
             log.warning("the state of the shard could not be saved")
         raise
     kept.remove()
-    for path in (output, layout.kept_file(output), layout.shard_file(run_folder, stage, "ledger", shard)):
+    for path in (output, layout.kept_file(output), ledger, layout.kept_file(ledger)):
         remove_temporaries(path)
 
 
@@ -132,7 +135,7 @@ def _keep(
 ) -> None:
     rows = parts.rows(request, completions, kept.item_ids)
     patiently(lambda: kept.write(request, rows), disk_wait)
-    patiently(lambda: kept.save_progress(progress), disk_wait)
+    kept.save_progress(progress)
 
 
 def _generate_missing(
@@ -229,7 +232,7 @@ def _place(stage: str, shard: layout.Shard) -> dict[str, str | int]:
 
 
 def _write_ledger(
-    run_folder: Path,
+    path: Path,
     run: Mapping[str, Any],
     progress: parts.Progress,
     completions: pl.DataFrame,
@@ -258,5 +261,4 @@ def _write_ledger(
         ),
     }
     frame = pl.DataFrame([row], schema=tables.LEDGER.schema)
-    path = layout.shard_file(run_folder, progress.stage, "ledger", shard)
     tables.write(frame, tables.LEDGER, path, run_id=run["run_id"])

@@ -21,6 +21,7 @@ from randopt import layout, parts, tables
 from randopt.cluster import lock, slurm
 from randopt.cluster import record as driver_record
 from randopt.cluster.leftovers import shard_comment
+from randopt.cost import duration, ledger_row
 from randopt.errors import UserError
 from randopt.experiment import Experiment, Run
 from randopt.items import read_items, references
@@ -205,12 +206,10 @@ def seconds_per_generation(states: list[ShardState]) -> float | None:
     seconds, generations = 0.0, 0
     for state in states:
         if state.state == "done":
-            ledger = layout.shard_file(state.run.folder, state.stage, "ledger", state.shard)
-            if ledger.exists():
-                row = tables.read(ledger, tables.LEDGER).row(0, named=True)
-                if row["seconds_total"] > 0:
-                    seconds += row["seconds_total"]
-                    generations += state.done * state.items
+            row = ledger_row(layout.shard_file(state.run.folder, state.stage, "ledger", state.shard))
+            if row and row["seconds_total"] > 0 and row["completions"]:
+                seconds += row["seconds_total"]
+                generations += row["completions"]
         elif state.progress and state.done:
             seconds += state.progress.seconds_generating + state.progress.seconds_perturbing
             generations += state.done * state.items
@@ -286,7 +285,7 @@ def _summary(run: Run, states: list[ShardState], best: BestSoFar) -> str:
         left = sum((s.shard[1] - s.shard[0] - s.done) * s.items for s in states)
         pieces.append(f"{max(1, len(running)) / (cost * select):.2f} candidates/s")
         if left:
-            pieces.append(f"about {_duration(left * cost / max(1, len(running)))} of generation left")
+            pieces.append(f"about {duration(left * cost / max(1, len(running)))} of generation left")
     found = best.find()
     if found:
         (seed, sigma), *_ = found[1].perturbation
@@ -321,9 +320,3 @@ def last_words(log: Path) -> str:
         return ""
     named = [line.strip() for line in text.splitlines() if re.search(r"error|interrupted|killed", line, re.IGNORECASE)]
     return named[-1] if named else ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from randopt import layout, tables
+from randopt import blocks, layout, tables
 from randopt import metrics as run_metrics
 from randopt import select as selection_rules
 from randopt.errors import UserError
@@ -18,17 +18,38 @@ from randopt.vote import votes
 
 
 def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
-    """candidates.parquet of the first `candidates` candidates."""
+    """candidates.parquet of the first `candidates` candidates, from the shards or from their blocks."""
     run = load_run(run_folder)
-    frame = gather(
+    rows = layout.gather_blocks(_shards(run_folder, "search", candidates), candidates)
+    if rows:
+        scores = _scores(scorer)
+        files = [(block, layout.block_file(run_folder, scores, block)) for block in rows]
+        frame = blocks.join(layout.requests_file(run_folder, "search"), files, run["run_id"], scores)
+    else:
+        frame = _gather(run_folder, (0, candidates), scorer)
+    tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
+
+
+def gather_block_step(run_folder: Path, rows: layout.Shard, scorer: str) -> None:
+    """The candidates of one block of shards."""
+    scores = _scores(scorer)
+    footer = blocks.footer(load_run(run_folder)["run_id"], scores, rows)
+    path = layout.block_file(run_folder, scores, rows)
+    tables.write(_gather(run_folder, rows, scorer), tables.CANDIDATES, path, **footer)
+
+
+def _gather(run_folder: Path, rows: layout.Shard, scorer: str) -> pl.DataFrame:
+    begin, first = rows
+    shards = [shard for shard in _shards(run_folder, "search", first) if shard[1] > begin]
+    return gather(
         layout.requests_file(run_folder, "search"),
-        _stage_files(run_folder, "search", _scores(scorer), candidates),
-        _stage_files(run_folder, "search", "completions", candidates),
-        run["run_id"],
-        candidates,
+        [layout.shard_file(run_folder, "search", _scores(scorer), shard) for shard in shards],
+        [layout.shard_file(run_folder, "search", "completions", shard) for shard in shards],
+        load_run(run_folder)["run_id"],
+        first,
+        begin=begin,
         items=_item_ids(run_folder, "search"),
     )
-    tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
 
 
 def select_step(run_folder: Path, candidates: int, members: int) -> None:
@@ -150,12 +171,13 @@ def _answers(run_folder: Path, candidates: int, controls: str, scorer: str) -> d
 
 def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = None) -> list[Path]:
     """Paths of a stage's shards, or of those that hold its first `first` requests."""
+    return [layout.shard_file(run_folder, stage, table, shard) for shard in _shards(run_folder, stage, first)]
+
+
+def _shards(run_folder: Path, stage: str, first: int | None = None) -> list[layout.Shard]:
     size = layout.stage_shard_size(load_run(run_folder), stage)
-    return [
-        layout.shard_file(run_folder, stage, table, shard)
-        for shard in layout.shards(_rows(run_folder, stage), size)
-        if first is None or shard[0] < first
-    ]
+    found = layout.shards(_rows(run_folder, stage), size)
+    return [shard for shard in found if first is None or shard[0] < first]
 
 
 def _scores(scorer: str) -> str:

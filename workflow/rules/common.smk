@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-from randopt import config as randopt_config, experiment as randopt_experiment, layout, resources as needs
+from randopt import config as randopt_config, experiment as randopt_experiment, layout, resources as needs, speed
 from randopt.cluster import leftovers, lock as driver_lock
 from randopt.errors import UserError
 from randopt.tasks.scorers import SCORERS
@@ -70,6 +70,24 @@ def generate_inputs(wildcards):
     return named
 
 
+def gather_inputs(wildcards):
+    """Shards of the first N candidates, or their blocks where there are more than a thousand shards."""
+    run, n = run_of(wildcards), int(wildcards.candidates)
+    blocks = layout.gather_blocks(run.shards("search", n), n)
+    found = {"requests": ancient(str(layout.requests_file(run.folder, "search")))}
+    if blocks:
+        return found | {"blocks": [str(layout.block_file(run.folder, run.scores, rows)) for rows in blocks]}
+    return found | {table: shard_files(run, "search", table, n) for table in ("scores", "completions")}
+
+
+def block_files(wildcards, table):
+    """The shards that a block of a large search gathers."""
+    run, (start, stop) = run_of(wildcards), layout.parse_shard(wildcards.shard)
+    table = f"scores/{wildcards.scorer}-v{wildcards.version}" if table == "scores" else table
+    shards = [shard for shard in run.shards("search", stop) if shard[1] > start]
+    return [str(layout.shard_file(run.folder, "search", table, shard)) for shard in shards]
+
+
 def compared_files(wildcards, table):
     """Shards that a prefix's votes and metrics rest on, beside the search's, which stand behind candidates."""
     run = run_of(wildcards)
@@ -111,6 +129,8 @@ def slurm_options(wildcards, attempt):
 
 def start_experiment():
     """Become the only driver of these runs, write down what is run, and say what it will take."""
+    from randopt import cost  # only here: whoever parses the Snakefile needs no tables
+
     try:
         driver_lock.hold(run.folder for run in EXPERIMENT.runs)
         if on_slurm():
@@ -129,6 +149,7 @@ def start_experiment():
     for run in EXPERIMENT.runs:
         counts = ", ".join(f"{stage} {len(run.shards(stage))}" for stage in run.stages())
         logger.info(f"run {run.name}: N = {run.candidates}, shards: {counts}")
+    logger.info(cost.in_short(EXPERIMENT))
     logger.info(f"watch it with: randopt status {EXPERIMENT.config['experiment']}")
 
 
@@ -140,6 +161,6 @@ def show_result():
 
 def show_failures(snakemake_log):
     """Where to look, and the last words of failed shards."""
-    logger.error(f"Logs: this run {snakemake_log}; rules logs/RULE/...; SLURM jobs .snakemake/slurm_logs/")
+    logger.error(f"Logs: this run {' '.join(snakemake_log)}; rules logs/RULE/...; SLURM jobs logs/slurm/")
     shell("randopt status {EXPERIMENT.config[experiment]:q} --once || true")
     logger.error("Everything finished is kept: run the same command again and only what is missing runs.")

@@ -1,6 +1,10 @@
 """Requires: requests, items, a model. Produces: completions. The only rule that needs an accelerator."""
 
 
+localrules:
+    measure_speed,
+
+
 rule generate:
     """Set each request's weights and keep its completions; resumes at the first missing request."""
     input:
@@ -32,3 +36,17 @@ rule generate:
         "randopt generate results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
         " --batch-size {resources.batch_size} --threads {threads}"
         " --disk-wait {resources.disk_wait} --scratch={resources.scratch:q} 2> >(keep_log -a {log:q})"
+
+
+rule measure_speed:
+    """What a probe, a shard of a few candidates, says about the speed of a run."""
+    input:
+        lambda wc: shard_files(run_of(wc), layout.PROBE, "completions"),
+    output:
+        probe="results/{run}/probe.json",
+    log:
+        "logs/measure_speed/{run}.log",
+    conda:
+        "../../envs/randopt.yaml"
+    shell:
+        "randopt measure-speed results/{wildcards.run:q} 2> >(keep_log {log:q})"

@@ -43,7 +43,7 @@ rule plan:
     log:
         "logs/plan/{run}/{stage}.log",
     wildcard_constraints:
-        stage=r"search|random|controls-t[0-9.e+-]+",
+        stage=r"search(-probe)?|random|controls-t[0-9.e+-]+",
     conda:
         "../../envs/randopt.yaml"
     params:

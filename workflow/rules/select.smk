@@ -2,16 +2,32 @@
 
 
 localrules:
+    gather_block,
     gather,
     select,
+
+
+rule gather_block:
+    """The candidates of a thousand shards of a large search."""
+    input:
+        scores=lambda wc: block_files(wc, "scores"),
+        completions=lambda wc: block_files(wc, "completions"),
+        requests=ancient("results/{run}/search/requests.parquet"),
+    output:
+        block="results/{run}/search/blocks/{scorer}-v{version}/{shard}.parquet",
+    log:
+        "logs/gather_block/{run}/{scorer}-v{version}/{shard}.log",
+    conda:
+        "../../envs/randopt.yaml"
+    shell:
+        "randopt gather-block results/{wildcards.run:q} {wildcards.shard} --scorer {wildcards.scorer:q}"
+        " 2> >(keep_log {log:q})"
 
 
 rule gather:
     """Every candidate of the first N with its mean score; a missing or foreign shard fails by name."""
     input:
-        scores=lambda wc: shard_files(run_of(wc), "search", "scores", int(wc.candidates)),
-        completions=lambda wc: shard_files(run_of(wc), "search", "completions", int(wc.candidates)),
-        requests=ancient("results/{run}/search/requests.parquet"),
+        unpack(gather_inputs),
     output:
         candidates="results/{run}/n{candidates}/candidates.parquet",
     log:

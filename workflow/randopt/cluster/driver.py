@@ -174,7 +174,7 @@ def snakemake_command(config: Path, arguments: Sequence[str]) -> list[str]:
     """The command of the driver: this environment's Snakemake on `config`, with the SLURM profile unless another is
     given."""
     command = [sys.executable, "-m", "snakemake", *arguments]
-    if not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments):
+    if not any(a.split("=")[0] in ("--profile", "--executor", "-e", "--cores", "-c") for a in arguments):
         command += ["--profile", "slurm"]
     if not any(a.split("=")[0] in ("--configfile", "--configfiles") for a in arguments):
         command += ["--configfile", str(config)]

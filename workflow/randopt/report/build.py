@@ -1,19 +1,11 @@
 """The report of an experiment: all metrics in one table, a Markdown page, the figures."""
 
-from pathlib import Path
-
 import polars as pl
 
 from randopt import layout, tables
-from randopt.config import load_file
-from randopt.experiment import Experiment, build
+from randopt.experiment import Experiment
 from randopt.files import write_text_atomic
 from randopt.report import figures, table
-
-
-def load_experiment(name: str) -> Experiment:
-    """The experiment whose resolved config lies in results/experiments/NAME."""
-    return build(load_file(layout.RESULTS / "experiments" / name / "config.yaml"), Path())
 
 
 def metrics_of(experiment: Experiment) -> list[pl.DataFrame]:
