@@ -169,18 +169,25 @@ def test_a_shard_that_grows_takes_over_what_it_has(finished) -> None:
     assert {p: after[p] for p in fresh} == fresh, "resumed and undisturbed runs are the same bytes"
 
 
-def test_gathered_in_blocks_the_candidates_are_the_same_file(finished, monkeypatch) -> None:
-    from randopt import layout, steps
+def test_gathered_in_blocks_the_candidates_are_the_same_files(finished) -> None:
+    files = [finished.run / f"n{n:05d}/candidates.parquet" for n in (24, 20)]
+    targets = [str(path.relative_to(finished.folder)) for path in files]
+    finished.snakemake("--", targets[1])  # 20 rows end within a shard
+    before = [path.read_bytes() for path in files]
 
-    (table,) = finished.run.glob("n00024/candidates.parquet")
-    before = table.read_bytes()
-    monkeypatch.chdir(finished.folder)
-    monkeypatch.setattr(layout, "GATHER_BLOCK", 2)
-    for rows in ((0, 16), (16, 24)):
-        steps.gather_block_step(finished.run, rows, "number")
-    table.unlink()
-    steps.gather_step(finished.run, 24, "number")
-    assert table.read_bytes() == before
+    module = finished.folder / "workflow/randopt/layout.py"
+    text = module.read_text()
+    assert "GATHER_BLOCK = 1000" in text
+    module.write_text(text.replace("GATHER_BLOCK = 1000", "GATHER_BLOCK = 2"))
+    done = finished.snakemake("--", *targets)
+    module.write_text(text)
+    assert dict(re.findall(r"^(gather\w*|score|generate) +(\d+)$", done.stdout + done.stderr, flags=re.M)) == {
+        "gather_block": "3",
+        "gather": "2",
+    }
+    made = {path.name for path in finished.run.glob("search/blocks/number-v2/*")}
+    assert made == {"00000-00015.parquet", "00016-00019.parquet", "00016-00023.parquet"}
+    assert [path.read_bytes() for path in files] == before
     shutil.rmtree(finished.run / "search/blocks")
 
 

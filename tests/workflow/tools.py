@@ -54,7 +54,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
     """What a failed command said: every one of `words`, and no traceback."""
     text = said(done)
     assert done.returncode != 0, text
-    assert "Traceback" not in text
+    assert "Traceback" not in text, text
     for word in words:
         assert word in text, f"{word!r} is not in:\n{text}"
     return text

@@ -6,10 +6,12 @@ A block's file is named after its rows, so another N shares all blocks but its l
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from randopt import layout, tables
 from randopt.errors import UserError
+from randopt.gather import cover, shard_range
 
 _MEND = "Remove it and run again: only it and what follows is redone."
 
@@ -19,19 +21,22 @@ def footer(run_id: str, scorer: str, rows: layout.Shard) -> dict[str, str | int]
     return {"run_id": run_id, "scores": scorer, "start": rows[0], "stop": rows[1]}
 
 
-def join(requests: Path, files: Sequence[tuple[layout.Shard, Path]], run_id: str, scorer: str) -> pl.DataFrame:
-    """CANDIDATES of all rows of the blocks, as one gather would give them, bit for bit.
+def join(requests: Path, paths: Sequence[Path], run_id: str, first: int, scorer: str) -> pl.DataFrame:
+    """CANDIDATES for rows 0 .. first-1, from the files of their blocks, as one gather would give them, bit for bit.
 
-    `files`: the rows [start, stop) and the file of every block, contiguous and in order.
-    Raises UserError that names the file when one is missing, torn, foreign or not of these requests.
+    Raises UserError that names the file when a block is missing, torn, foreign, there twice, of another N or not
+    of these requests.
     """
     ids = tables.read(requests, tables.REQUESTS, ["request_id"], run_id=run_id)["request_id"]
+    if not 1 <= first <= len(ids):
+        raise UserError(f"{requests} holds {len(ids)} candidates; {first} were asked for.")
     frames = []
-    for (start, stop), path in files:
-        frame = tables.read(path, tables.CANDIDATES, None, **footer(run_id, scorer, (start, stop)))
+    for path in cover(requests, paths, "blocks", np.arange(len(ids)) < first):
+        start, stop = shard_range(path)
+        if stop > first:
+            raise UserError(f"{path} reaches past the first {first} candidates: it is a block of another N.")
+        frame = tables.read(path, tables.BLOCK, None, **footer(run_id, scorer, (start, stop)))
         if not frame["request_id"].equals(ids.slice(start, stop - start)):
-            raise UserError(
-                f"{path} does not hold the requests {start}-{stop - 1} of {requests}, in their order. {_MEND}"
-            )
+            raise UserError(f"{path} does not hold the rows {start}-{stop - 1} of {requests}, in their order. {_MEND}")
         frames.append(frame)
-    return pl.concat(frames, rechunk=True)
+    return pl.concat(frames)

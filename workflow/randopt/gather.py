@@ -42,11 +42,13 @@ def gather(
     first: int,
     *,
     begin: int = 0,
+    scorer: tuple[str, int] | None = None,
     items: Collection[str] | None = None,
     threads: int | None = None,
 ) -> pl.DataFrame:
     """CANDIDATES for rows begin .. first-1 of the search's requests, in plan order.
 
+    `scorer`: name and version that all scores must be by; without it they must be by one.
     `items`: ids of the select items; without them the first shard's items are the measure.
     Files wholly outside these rows are not read; one that reaches past them is checked whole, then cut.
 
@@ -65,8 +67,8 @@ def gather(
     ids = plan["request_id"]
     row = np.arange(plan.height)
     wanted = (row >= begin) & (row < first)
-    score_files = _cover(requests, scores, "scores", wanted)
-    completion_files = _cover(requests, completions, "completions", wanted)
+    score_files = cover(requests, scores, "scores", wanted)
+    completion_files = cover(requests, completions, "completions", wanted)
     shards = _Shards.of(requests, ids, run_id, SEARCH, score_files[0], items)
 
     mean, strict, lenient, error = (np.empty(first - begin) for _ in range(4))
@@ -80,14 +82,14 @@ def gather(
 
     def read_scores(path: Path) -> tuple:
         frame = shards.read(path, tables.SCORES, [*_KEY, "reward", "strict", "lenient", *_SCORER])
-        scorer = _scorer(path, frame)
+        found = _scorer(path, frame)
         keep, part = places(path)
         reward = shards.matrix(frame["reward"])[keep].astype(np.float64)
         mean[part] = reward.mean(axis=1)
         error[part] = _standard_error(reward, mean[part])
         strict[part] = shards.matrix(frame["strict"])[keep].mean(axis=1)
         lenient[part] = shards.matrix(frame["lenient"])[keep].mean(axis=1)
-        return scorer
+        return found
 
     def read_tokens(path: Path) -> None:
         frame = shards.read(path, tables.COMPLETIONS, [*_KEY, "completion_tokens"])
@@ -97,7 +99,7 @@ def gather(
 
     # Polars leaves the interpreter free while it reads; beyond two threads per core nothing was gained.
     with ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool:
-        _check_one_scorer(score_files, list(pool.map(read_scores, score_files)))
+        _check_one_scorer(score_files, list(pool.map(read_scores, score_files)), scorer)
         list(pool.map(read_tokens, completion_files))
 
     term = pl.col("perturbation").list.first()
@@ -141,8 +143,8 @@ def answers(
         absent = sorted(set(only) - set(ids.filter(pl.Series(wanted))))
         if absent:
             raise UserError(f"{requests} lacks the request {absent[0]} ({len(absent)} lacking in all).")
-    score_files = _cover(requests, scores, "scores", wanted)
-    completion_files = _cover(requests, completions, "completions", wanted)
+    score_files = cover(requests, scores, "scores", wanted)
+    completion_files = cover(requests, completions, "completions", wanted)
     shards = _Shards.of(requests, ids, run_id, stage, score_files[0], items)
 
     def collect(paths: Sequence[Path], table: tables.Table, columns: Sequence[str]) -> pl.DataFrame:
@@ -283,8 +285,12 @@ def _check_candidates(requests: Path, plan: pl.DataFrame) -> None:
         )
 
 
-def _cover(requests: Path, paths: Sequence[Path], kind: str, wanted: np.ndarray) -> list[Path]:
-    """The files that hold a wanted row, in order of their rows; every wanted row is in exactly one."""
+def cover(requests: Path, paths: Sequence[Path], kind: str, wanted: np.ndarray) -> list[Path]:
+    """The files of `paths` that hold a wanted row, in order of their rows; every wanted row is in exactly one.
+
+    `wanted`: a bool for each row of the requests; `kind` is for messages. UserError that names two files which hold
+    one row, a file that reaches past the requests, or the wanted rows that no file covers.
+    """
     ranges = sorted((*shard_range(path), Path(path)) for path in paths)
     for (_, stop, path), (start, _, other) in pairwise(ranges):
         if start < stop:
@@ -316,8 +322,13 @@ def _scorer(path: Path, frame: pl.DataFrame) -> tuple:
     return found
 
 
-def _check_one_scorer(paths: Sequence[Path], scorers: Sequence[tuple]) -> None:
+def _check_one_scorer(paths: Sequence[Path], scorers: Sequence[tuple], expected: tuple | None) -> None:
     for path, scorer in zip(paths, scorers, strict=True):
+        if expected is not None and scorer != expected:
+            raise UserError(
+                f"{path} was scored by {scorer}, but it stands for {expected}. "
+                "Remove it and run again; completions are kept."
+            )
         if scorer != scorers[0]:
             raise UserError(
                 f"{path} was scored by {scorer}, but {paths[0]} by {scorers[0]}. "

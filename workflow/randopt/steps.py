@@ -23,8 +23,8 @@ def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
     rows = layout.gather_blocks(_shards(run_folder, "search", candidates), candidates)
     if rows:
         scores = _scores(scorer)
-        files = [(block, layout.block_file(run_folder, scores, block)) for block in rows]
-        frame = blocks.join(layout.requests_file(run_folder, "search"), files, run["run_id"], scores)
+        files = [layout.block_file(run_folder, scores, block) for block in rows]
+        frame = blocks.join(layout.requests_file(run_folder, "search"), files, run["run_id"], candidates, scores)
     else:
         frame = _gather(run_folder, (0, candidates), scorer)
     tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
@@ -35,7 +35,7 @@ def gather_block_step(run_folder: Path, rows: layout.Shard, scorer: str) -> None
     scores = _scores(scorer)
     footer = blocks.footer(load_run(run_folder)["run_id"], scores, rows)
     path = layout.block_file(run_folder, scores, rows)
-    tables.write(_gather(run_folder, rows, scorer), tables.CANDIDATES, path, **footer)
+    tables.write(_gather(run_folder, rows, scorer), tables.BLOCK, path, **footer)
 
 
 def _gather(run_folder: Path, rows: layout.Shard, scorer: str) -> pl.DataFrame:
@@ -48,6 +48,7 @@ def _gather(run_folder: Path, rows: layout.Shard, scorer: str) -> pl.DataFrame:
         load_run(run_folder)["run_id"],
         first,
         begin=begin,
+        scorer=(scorer, get(scorer).version),
         items=_item_ids(run_folder, "search"),
     )
 

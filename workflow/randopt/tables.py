@@ -6,9 +6,10 @@ another table, another run or another schema by name. No time stamp goes into a 
 excepted), so equal content is equal bytes.
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -146,6 +147,9 @@ CANDIDATES = Table(
     },
 )
 
+# Candidates of some rows of a large search. A table of its own, so that no block passes for the whole.
+BLOCK = replace(CANDIDATES, name="block")
+
 SELECTION = Table(
     "selection",
     "rank",
@@ -266,24 +270,23 @@ def write(frame: pl.DataFrame, table: Table, path: Path, **footer: str | int) ->
 
     `footer` holds what a reader can later demand of the file, run_id for example.
     Raises ValueError when a column is missing, a cast loses a value, a null stands where none may,
-    or the key is not unique: a fault of ours, never of the data's.
+    or the key is not unique: a fault of ours, never of the data's. UserError when the file cannot be written.
     """
     missing = [name for name in table.schema if name not in frame.columns]
     if missing:
         raise ValueError(f"{table.name}: columns {missing} are missing")
     frame = frame.select(pl.col(name).cast(dtype, strict=True) for name, dtype in table.schema.items())
+    frame = frame.rechunk()  # Polars cuts a large table into row groups by its chunks
     for name in table.schema:
         if name not in table.nullable and frame[name].null_count():
             raise ValueError(f"{table.name}: column {name} holds nulls")
     if frame.select(pl.struct(table.key).is_duplicated().any()).item():
         raise ValueError(f"{table.name}: the key {table.key} is not unique")
     text = json.dumps({"table": table.name, **footer}, sort_keys=True)
-    write_atomic(
-        path,
-        lambda temporary: frame.write_parquet(
-            temporary, compression="zstd", metadata={FOOTER_KEY: text}, statistics=False
-        ),
-    )
+    # Through memory: what Polars says of a full disk while it writes a file is an OSError only sometimes.
+    content = io.BytesIO()
+    frame.write_parquet(content, compression="zstd", metadata={FOOTER_KEY: text}, statistics=False)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def footer(path: Path) -> dict[str, str | int]:

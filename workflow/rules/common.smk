@@ -70,17 +70,22 @@ def generate_inputs(wildcards):
     return named
 
 
+def block_files(run, n):
+    """Paths of the blocks in which the first n candidates are gathered; none where one gather reads their shards."""
+    rows = layout.gather_blocks(run.shards("search", n), n)
+    return [str(layout.block_file(run.folder, run.scores, block)) for block in rows]
+
+
 def gather_inputs(wildcards):
     """Shards of the first N candidates, or their blocks where there are more than a thousand shards."""
     run, n = run_of(wildcards), int(wildcards.candidates)
-    blocks = layout.gather_blocks(run.shards("search", n), n)
     found = {"requests": ancient(str(layout.requests_file(run.folder, "search")))}
-    if blocks:
-        return found | {"blocks": [str(layout.block_file(run.folder, run.scores, rows)) for rows in blocks]}
+    if blocks := block_files(run, n):
+        return found | {"blocks": blocks}
     return found | {table: shard_files(run, "search", table, n) for table in ("scores", "completions")}
 
 
-def block_files(wildcards, table):
+def block_shards(wildcards, table):
     """The shards that a block of a large search gathers."""
     run, (start, stop) = run_of(wildcards), layout.parse_shard(wildcards.shard)
     table = f"scores/{wildcards.scorer}-v{wildcards.version}" if table == "scores" else table
@@ -109,6 +114,7 @@ def every_table():
         for n in run.prefixes:
             for name in ("candidates", "selection", "votes", "metrics"):
                 yield str(run.folder / layout.prefix_name(n) / f"{name}.parquet")
+        yield from {block: None for n in run.prefixes for block in block_files(run, n)}  # prefixes share them
 
 
 ADOPTED = {}  # comment of a shard's job -> id of the job that an earlier driver left running for it

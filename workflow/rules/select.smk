@@ -10,8 +10,8 @@ localrules:
 rule gather_block:
     """The candidates of a thousand shards of a large search."""
     input:
-        scores=lambda wc: block_files(wc, "scores"),
-        completions=lambda wc: block_files(wc, "completions"),
+        scores=lambda wc: block_shards(wc, "scores"),
+        completions=lambda wc: block_shards(wc, "completions"),
         requests=ancient("results/{run}/search/requests.parquet"),
     output:
         block="results/{run}/search/blocks/{scorer}-v{version}/{shard}.parquet",
