@@ -46,7 +46,7 @@ def test_two_lines_are_edited_and_everything_runs(accounts, tmp_path, tiny_model
         "sacct", "--noheader", "--allocations", "--parsable2", "--format=JobName,Account,Partition,State,AllocTRES"
     )
     rows = [line.split("|") for line in jobs.splitlines()]
-    assert len(rows) == 5, "two shards of the search, controls, random, members"
+    assert len(rows) == 7, "two shards of the search, three of controls, one each of random and members"
     for name, account, partition, state, resources in rows:
         assert name.startswith("randopt") and (account, partition, state) == ("labacct", "gpu", "COMPLETED")
         assert "gres/gpu=1" in resources

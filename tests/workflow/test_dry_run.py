@@ -34,10 +34,11 @@ def dry_run(checkout: Checkout, *arguments: str, python: tuple[str, ...] = ()) -
 
 
 def job_list(text: str, checkout: Checkout) -> list[str]:
-    """The lines about jobs, without dates and the checkout's place; reasons, which are sets, in order."""
+    """The lines about jobs, without dates and the checkout's place; reasons and resources, which are sets, in order."""
     body = text.partition("Building DAG of jobs...")[2].replace(str(checkout.folder), "HERE")
     lines = [line for line in body.splitlines() if not re.match(r"\[\w{3} \w{3} ", line)]
-    return [" ".join(sorted(re.split("[ ,;]+", line))) if "reason: " in line else line for line in lines]
+    unordered = re.compile(" +(reason|resources): ")
+    return [" ".join(sorted(re.split("[ ,;]+", line))) if unordered.match(line) else line for line in lines]
 
 
 def blocks(text: str, rule: str) -> list[str]:

@@ -168,5 +168,5 @@ def show_result():
 def show_failures(snakemake_log):
     """Where to look, and the last words of failed shards."""
     logger.error(f"Logs: this run {' '.join(snakemake_log)}; rules logs/RULE/...; SLURM jobs logs/slurm/")
-    shell("randopt status {EXPERIMENT.config[experiment]:q} --once || true")
+    shell("randopt status {EXPERIMENT.config[experiment]:q} --once >&2 || true")
     logger.error("Everything finished is kept: run the same command again and only what is missing runs.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from randopt.cluster import slurm
 
-PATIENCE = 3  # looks in a row after which a strange state is believed
+PATIENCE = 2  # looks in a row after which a strange state is believed
 
 
 class Corrections:
