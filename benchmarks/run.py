@@ -1,7 +1,8 @@
 """`make bench`: every benchmark in one run, as a table and as results/bench/bench.json.
 
 Each runs in a process of its own, so that memory and thread pools do not carry over. `--quick` shrinks the gather to
-20,000 candidates; in full it writes 200 million rows (1 GiB) into the temporary folder.
+20,000 candidates and leaves out the SLURM cluster; in full they write 200 million rows (1 GiB) into the temporary folder
+and run 200 jobs on this machine (half an hour on two cores).
 """
 
 import argparse
@@ -33,13 +34,15 @@ def main() -> None:
     """Run everything, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller gather")
-    gather = ["--candidates", "20000"] if parser.parse_args().quick else []
+    quick = parser.parse_args().quick
+    gather = ["--candidates", "20000"] if quick else []
     found = {
         "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
         "noise": measure("noise.py"),
         "engine": measure("engine.py"),
         "dry_run": measure("dry_run.py"),
         "gather": measure("gather.py", *gather),
+        **({} if quick else {"slurm": measure("slurm.py")}),
     }
     table = Table("benchmark", "what", "value")
     for name, values in found.items():

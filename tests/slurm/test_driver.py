@@ -121,11 +121,12 @@ def test_the_plan_is_the_same_inside_a_job_and_in_another_clone(cluster, site, t
     script = site.folder / "plan.sh"
     script.write_text("#!/bin/sh\nexec " + " ".join(command) + "\n")
     subprocess.run(
-        ["sbatch", "--wait", "--mem=1000", f"--output={site.folder}/plan.txt", str(script)],
+        ["sbatch", "--wait", "--mem=1000", "--output=plan.out", "--error=plan.err", str(script)],
         cwd=site.folder,
         env=site.environment,
         check=True,
         capture_output=True,
         timeout=300,
     )
-    assert job_list((site.folder / "plan.txt").read_text(), site) == login
+    said = [(site.folder / name).read_text() for name in ("plan.out", "plan.err")]
+    assert job_list("".join(said), site) == login

@@ -186,7 +186,8 @@ def test_a_full_and_a_read_only_results_folder_for_a_while(cluster, site, undist
             site.wait("a shard that waits", lambda: "waiting, at most" in log(), driver)
             filler.unlink()
             site.wait("more parts", lambda: len(site.parts(0)) > 15 or site.completions(0).exists(), driver)
-            run("mount", "-o", "remount,ro", str(disk))
+            read_only = ["mount", "-o", "remount,ro", str(disk)]  # refused while a file is being written
+            site.wait("a read-only folder", lambda: run(*read_only) is not None, driver)
             site.wait("a shard that waits again", lambda: "Read-only file system" in log(), driver)
             run("mount", "-o", "remount,rw", str(disk))
             site.finish(driver, undisturbed_site)

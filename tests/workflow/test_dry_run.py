@@ -34,11 +34,15 @@ def dry_run(checkout: Checkout, *arguments: str, python: tuple[str, ...] = ()) -
 
 
 def job_list(text: str, checkout: Checkout) -> list[str]:
-    """The lines about jobs, without dates and the checkout's place; reasons and resources, which are sets, in order."""
+    """What is said of each job and of the run, without dates and the checkout's place.
+
+    Sorted, as are reasons and resources: Snakemake keeps all of these in sets.
+    """
     body = text.partition("Building DAG of jobs...")[2].replace(str(checkout.folder), "HERE")
     lines = [line for line in body.splitlines() if not re.match(r"\[\w{3} \w{3} ", line)]
     unordered = re.compile(" +(reason|resources): ")
-    return [" ".join(sorted(re.split("[ ,;]+", line))) if unordered.match(line) else line for line in lines]
+    lines = [" ".join(sorted(re.split("[ ,;]+", line))) if unordered.match(line) else line for line in lines]
+    return sorted(re.split(r"\n(?=\S)", "\n".join(lines)))
 
 
 def blocks(text: str, rule: str) -> list[str]:
