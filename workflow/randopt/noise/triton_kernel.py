@@ -6,10 +6,11 @@ does not depend on what a GPU's own conversion does with NaN.
 
 Base and result are read and written once and past the L1 cache: it is left to the term's table of 128 KiB, which it
 holds whole from the A100 on (192 KiB; H100 and H200 256 KiB) and which every program of the same processor gathers
-from. No shared memory is used, since that would be taken from the L1 cache.
+from. Shared memory, which would be taken from the L1 cache, is not used for whole 16-bit tensors (float32 takes 2 KiB
+a program). A slice that starts inside a Philox block, or a size that 16 does not divide, costs narrower accesses.
 
-Written for half of a device copy's bandwidth or more. That was not measured: no GPU was at hand. Compiled for the
-A100 and the H100 and run in Triton's interpreter, the kernel is tested; benchmarks/noise.py measures it on a GPU.
+The goal is half of a device copy's bandwidth. It was not measured: no GPU was at hand. The kernel is tested in
+Triton's interpreter and compiled for the A100 and the H100; benchmarks/noise.py measures it where there is a GPU.
 """
 
 from collections.abc import Sequence
