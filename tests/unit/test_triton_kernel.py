@@ -35,6 +35,11 @@ with pytest.MonkeyPatch.context() as patch:  # read when a kernel is defined, Tr
         h = triton_kernel.halfwords(block, key.to(tl.uint64), seed.to(tl.uint64), GROUPS)
         tl.store(out + tl.arange(0, 8 * GROUPS), h.to(tl.int16))
 
+    @triton.jit
+    def rounded(out, values, FORMAT: tl.constexpr, BLOCK: tl.constexpr):
+        index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(out + index, triton_kernel.encode(tl.load(values + index), FORMAT))
+
 
 SPAN = 8 * triton_kernel.GROUPS  # elements per program
 SEVERAL = [(1, 2e-3), (2**64 - 1, -1e-3), (0, 0.3)]
@@ -121,6 +126,21 @@ def test_kernel_equals_reference_and_numba_at_odd_sizes_and_offsets(dtype, size,
 def test_every_16_bit_pattern(dtype, sigma) -> None:
     base = tensor(np.arange(65536, dtype=np.uint16), dtype)
     assert np.array_equal(perturbed(base, [(3, sigma)]), expected(base, [(3, sigma)]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_to_16_bits_at_and_beside_every_tie(dtype) -> None:
+    dropped = 16 if dtype == "bfloat16" else 13  # bits of a normal value's fraction
+    half = 1 << (dropped - 1)
+    kept = np.arange(0, 2**32, 1 << dropped, dtype=np.uint64)[:, None]
+    values = (
+        (kept + np.array([0, 1, half - 1, half, half + 1], np.uint64)).astype(np.uint32).reshape(-1).view(np.float32)
+    )
+    out = torch.empty(values.size, dtype=torch.int16)
+    block = 2**16
+    rounded[(values.size // block,)](out, torch.from_numpy(values), FORMAT=dtype, BLOCK=block)
+    rounding = reference.float32_to_bfloat16 if dtype == "bfloat16" else reference.float32_to_float16
+    assert np.array_equal(out.numpy().view(np.uint16), rounding(values).view(np.uint16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
