@@ -1,7 +1,8 @@
-"""How fast one candidate's weights are made, on the CPU: `python benchmarks/noise.py`.
+"""How fast one candidate's weights are made: `python benchmarks/noise.py`.
 
-Ours writes base + σ·ε from a pristine base into a buffer, once per candidate. The other is what RandOpt's
-public code does with torch: draw seeded noise in the weights' dtype, add it, and later subtract it again.
+Ours writes base + σ·ε from a pristine base into a buffer, once per candidate. On the CPU it is compared to what
+RandOpt's public code does with torch: draw seeded noise in the weights' dtype, add it, and later subtract it again.
+On a GPU, if there is one, it is compared to copying the base into the buffer: the least that any such kernel can do.
 """
 
 import json
@@ -11,9 +12,10 @@ from collections.abc import Callable
 
 import torch
 
-from randopt.noise import perturb
+from randopt.noise import perturb, runs_on
 
 SIZE = 64_000_000
+GPU_SIZE = 2**29
 SIGMA = 1e-3
 
 
@@ -55,5 +57,38 @@ def bench(size: int = SIZE, repeats: int = 7) -> dict:
     }
 
 
+def bench_gpu(size: int = GPU_SIZE, repeats: int = 20) -> dict | str:
+    """The fused kernel against a device copy of the same `size` weights, one term, for each dtype.
+
+    Rates in GB/s count a read and a write of every weight. A text that says so where no GPU can be measured.
+    """
+    if not torch.cuda.is_available():
+        return "not measured here: no GPU"
+    device = torch.device("cuda")
+    if not runs_on(device):
+        return "not measured here: Triton does not run on this GPU"
+    found: dict = {"device": torch.cuda.get_device_name(device), "weights": size}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        base = torch.randn(size, device=device, dtype=dtype)
+        buffer = torch.empty_like(base)
+
+        def copy(base: torch.Tensor = base, buffer: torch.Tensor = buffer) -> None:
+            buffer.copy_(base)
+            torch.cuda.synchronize()
+
+        def ours(base: torch.Tensor = base, buffer: torch.Tensor = buffer) -> None:
+            perturb(base, "weight", [(42, SIGMA)], out=buffer)
+            torch.cuda.synchronize()
+
+        gigabytes = 2 * base.nbytes / 1e9
+        copy_rate, kernel_rate = (gigabytes / median_seconds(step, repeats) for step in (copy, ours))
+        found[str(dtype).removeprefix("torch.")] = {
+            "kernel_gb_per_second": round(kernel_rate, 1),
+            "copy_gb_per_second": round(copy_rate, 1),
+            "ratio_to_copy": round(kernel_rate / copy_rate, 3),
+        }
+    return found
+
+
 if __name__ == "__main__":
-    print(json.dumps(bench(), indent=2))
+    print(json.dumps({**bench(), "gpu": bench_gpu()}, indent=2))

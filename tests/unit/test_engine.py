@@ -47,7 +47,7 @@ def test_weights_are_the_perturbation_of_the_checkpoint_tensors(engine, manifest
     engine.set_weights(terms)
     for name, base in checkpoint.tensors(manifest.folder, manifest.tensors):
         expected = noise.perturb(base, name, terms)
-        assert torch.equal(engine._live[name].view(torch.int16), expected.view(torch.int16)), name
+        assert torch.equal(engine._live[name].cpu().view(torch.int16), expected.view(torch.int16)), name
 
 
 def test_the_base_comes_back_exactly_after_many_perturbations(engine, manifest, items) -> None:

@@ -468,6 +468,6 @@ def test_errors_say_what_was_given_and_expected(arguments, options, message):
 def test_importing_the_entry_loads_no_heavy_package():
     code = (
         "import sys; from randopt.noise import LAWS, NOISE_VERSION, tensor_key; "
-        "sys.exit(bool({'numpy', 'numba', 'torch'} & set(sys.modules)))"
+        "sys.exit(bool({'numpy', 'numba', 'torch', 'triton'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -50,6 +50,8 @@ class TransformersEngine:
             for name, tensor in checkpoint.tensors(manifest.folder, manifest.tensors)
         }
         self._live = _live_tensors(self._model, self._base)
+        if self.device == "cuda" and noise.runs_on(self._model.device):
+            self._base = _beside_the_model(self._base)
         self._perturbed = [
             name
             for name, tensor in self._base.items()
@@ -71,13 +73,7 @@ class TransformersEngine:
             return
         self._current = ((0, float("nan")),)  # equals nothing: a failure half-way is never mistaken for done
         for name in self._perturbed:
-            live, base = self._live[name], self._base[name]
-            if not perturbation:
-                live.copy_(base)
-            elif live.device.type == "cpu":
-                noise.perturb(base, name, perturbation, law=self.settings.law, out=live)
-            else:
-                live.copy_(noise.perturb(base, name, perturbation, law=self.settings.law), non_blocking=True)
+            noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
         self._current = perturbation
 
     def weights_digest(self) -> str:
@@ -168,6 +164,17 @@ def _left_padded(
         ids[row, width - len(rest) :] = torch.tensor(rest)
         mask[row, prefix : prefix + width - len(rest)] = 0
     return ids.to(device), mask.to(device)
+
+
+def _beside_the_model(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base on the GPU if that leaves as much of its memory free as it takes, else in pinned host memory.
+
+    What is left is for the cache and the activations. From pinned memory each candidate's weights pass the bus once.
+    """
+    free, _ = torch.cuda.mem_get_info()
+    if 2 * sum(tensor.nbytes for tensor in base.values()) <= free:
+        return {name: tensor.cuda() for name, tensor in base.items()}
+    return {name: tensor.pin_memory() for name, tensor in base.items()}
 
 
 def _live_tensors(model: torch.nn.Module, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

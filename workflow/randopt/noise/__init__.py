@@ -2,13 +2,17 @@
 
 ε is a pure function of (seed, tensor, flat index), so that an expert is stored as its terms alone and a
 published seed means the same weights in every engine, sharding and year. The definition is in reference.py.
-Importing this module is cheap: NumPy, Numba and torch wait until something is perturbed.
+Importing this module is cheap: NumPy, Numba, Triton and torch wait until something is perturbed.
 """
 
 import hashlib
+import importlib.util
+import logging
 import math
+import subprocess
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-__all__ = ["LAWS", "NOISE_VERSION", "perturb", "shape_key", "tensor_key"]
+__all__ = ["LAWS", "NOISE_VERSION", "perturb", "runs_on", "shape_key", "tensor_key"]
+
+log = logging.getLogger(__name__)
 
 NOISE_VERSION = 1
 
@@ -74,7 +80,9 @@ def perturb(
 
     Restore a model by copying its pristine base back, never by a perturbation with the sign turned.
     Infinities and NaN stay, a NaN as the quiet NaN without payload; a sum beyond the dtype becomes infinite.
-    A CUDA base or out is computed on the host and copied; that path has not been run on a GPU.
+    An out on a GPU is written there by one fused kernel where runs_on says so, on the current stream; a base that
+    lies elsewhere is first copied into it. Otherwise a GPU's tensors are computed on the host and copied. The bits
+    are the same, but neither way has been run on a GPU yet.
 
     Raises UserError for anything else than the above.
     """
@@ -87,6 +95,9 @@ def perturb(
         _check_out(base, out, name)
         result = out
 
+    if _is_torch(result) and result.is_cuda and runs_on(result.device):
+        _perturb_on_gpu(base, result, key, checked, start)
+        return result
     # What the kernel writes: the result itself, or a copy on the host of a result on a GPU.
     target = result if _on_host(result) else _new(base, "cpu")
     source_bits, target_bits = _bits(base), _bits(target)
@@ -95,6 +106,54 @@ def perturb(
     if target is not result:
         result.detach().copy_(target)
     return result
+
+
+def runs_on(device: "torch.device") -> bool:
+    """Whether perturb works on that device itself; if not, a tensor there is computed on the host and copied.
+
+    True for the host, and for a GPU of compute capability 8.0 or higher (A100 and newer) if Triton starts.
+    """
+    if device.type == "cpu":
+        return True
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and _triton_starts()
+
+
+@lru_cache(maxsize=1)
+def _triton_starts() -> bool:
+    """Whether Triton is installed and finds a GPU; a warning, once, if it is but does not.
+
+    It compiles its link to the driver when it first starts, so that a node without a C compiler is found here.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except (RuntimeError, AssertionError, OSError, ImportError, subprocess.SubprocessError) as error:
+        log.warning(
+            "Triton cannot start (%s), so weights are perturbed on the host, with the same bits but slower. "
+            "It needs a GPU, its driver, a C compiler and Python's header files.",
+            error,
+        )
+        return False
+    return True
+
+
+def _perturb_on_gpu(base: Any, result: Any, key: int, terms: list[tuple[int, float]], start: int) -> None:
+    """perturb on checked input: result is contiguous, on a GPU; base has its shape and dtype and lies anywhere."""
+    from randopt.noise import triton_kernel
+
+    base, result = base.detach(), result.detach()
+    in_place = base.data_ptr() == result.data_ptr() and base.is_contiguous()
+    if not in_place and base.untyped_storage().data_ptr() == result.untyped_storage().data_ptr():
+        base = base.clone()  # out may lie askew over base: the kernel would read what it has written
+    if not terms or base.device != result.device:
+        base = result.copy_(base)
+    if terms and result.numel():
+        triton_kernel.perturb_into(base.contiguous(), result, key, terms, start)
 
 
 def _perturb_bits(

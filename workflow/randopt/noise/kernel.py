@@ -10,7 +10,6 @@ In Numba, uint32 with uint32 gives uint64 and uint64 with a literal gives float6
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numba
@@ -175,22 +174,6 @@ def _perturb(base, out, layout, start, key, seeds, tables):
         _perturb_strip(base[low:high], out[low:high], layout, start + np.uint64(low), key, seeds, tables)
 
 
-@lru_cache(maxsize=1)  # a perturbation is applied to one tensor after another
-def _tables(coefficients: bytes) -> np.ndarray:
-    """float32(coefficient · Q) per term: (terms, 32768) as uint32 bit patterns, 128 KiB each.
-
-    coefficients: the float64 values as bytes, because 0.0 and -0.0 are equal as numbers but not as tables.
-    The product is float64 and rounded to float32 once.
-    """
-    q = quantiles.table().astype(np.float64)
-    factors = np.frombuffer(coefficients, dtype=np.float64)
-    tables = np.empty((factors.size, q.size), dtype=np.float32)
-    with np.errstate(over="ignore", under="ignore"):
-        for row, factor in zip(tables, factors, strict=True):
-            row[:] = factor * q
-    return tables.view(np.uint32)
-
-
 # Numba's plain thread pool aborts the process when two Python threads enter it at once.
 _one_at_a_time = threading.Lock()
 
@@ -212,7 +195,7 @@ def perturb_bits(
     does not depend on it.
     """
     seeds = np.array([seed for seed, _ in terms], dtype=np.uint64)
-    tables = _tables(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
+    tables = quantiles.scaled(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
     available = numba.get_num_threads()
     with _one_at_a_time:
         numba.set_num_threads(max(1, min(available, threads or available)))

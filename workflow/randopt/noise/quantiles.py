@@ -66,5 +66,23 @@ def table() -> "np.ndarray":
     return load()
 
 
+@lru_cache(maxsize=1)  # a perturbation is applied to one tensor after another
+def scaled(coefficients: bytes) -> "np.ndarray":
+    """float32(coefficient · Q) per term: (terms, SIZE) uint32, bit patterns of float32, 128 KiB each.
+
+    coefficients: the float64 values as bytes, because 0.0 and -0.0 are equal as numbers but not as tables.
+    The product is float64 and rounded to float32 once.
+    """
+    import numpy as np
+
+    q = table().astype(np.float64)
+    factors = np.frombuffer(coefficients, dtype=np.float64)
+    tables = np.empty((factors.size, q.size), dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        for row, factor in zip(tables, factors, strict=True):
+            row[:] = factor * q
+    return tables.view(np.uint32)
+
+
 if __name__ == "__main__":
     Path(sys.argv[1]).write_bytes(compute())
