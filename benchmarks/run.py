@@ -1,8 +1,8 @@
 """`make bench`: every benchmark in one run, as a table and as results/bench/bench.json.
 
 Each runs in a process of its own, so that memory and thread pools do not carry over. `--quick` shrinks the gather to
-20,000 candidates and leaves out the SLURM cluster; in full they write 200 million rows (1 GiB) into the temporary folder
-and run 200 jobs on this machine (half an hour on two cores).
+20,000 candidates and leaves out the SLURM cluster; in full they write 200 million rows (1 GiB) into the temporary
+folder and run 200 jobs on this machine (half an hour on two cores).
 """
 
 import argparse
