@@ -184,17 +184,19 @@ def test_a_full_and_a_read_only_results_folder_for_a_while(cluster, site, undist
                     pass
             log = lambda: "".join(path.read_text() for path in site.folder.glob("logs/generate/**/*.log"))  # noqa: E731
             site.wait("a shard that waits", lambda: "waiting, at most" in log(), driver)
-            filler.unlink()
-            site.wait("more parts", lambda: len(site.parts(0)) > 15 or site.completions(0).exists(), driver)
-            read_only = ["mount", "-o", "remount,ro", str(disk)]  # refused while a file is being written
+            # a second mount over the first: the driver's lock, open for writing, would forbid to change the first
+            run("mount", "--bind", str(disk), str(disk))
+            read_only = ["mount", "-o", "remount,bind,ro", str(disk)]  # refused while a file is being written
             site.wait("a read-only folder", lambda: run(*read_only) is not None, driver)
             site.wait("a shard that waits again", lambda: "Read-only file system" in log(), driver)
-            run("mount", "-o", "remount,rw", str(disk))
+            run("umount", "-l", str(disk))
+            filler.unlink()
             site.finish(driver, undisturbed_site)
             assert [site.generated(shard) for shard in range(SHARDS)] == [[SHARD]] * SHARDS
     finally:
         run("scancel", "--user=root")
-        subprocess.run(["umount", "-l", str(disk)], check=True, timeout=60)
+        while disk.is_mount():
+            run("umount", "-l", str(disk))
 
 
 def push_out(node: str) -> None:
