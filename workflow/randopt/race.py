@@ -26,7 +26,7 @@ PRUNED = "pruned"  # finish_reason of an item that was never answered, and statu
 # less than this share of the largest possible one counts as a tie, and ties are never lost.
 _ROUNDING = 1e-9
 
-_GRID = 41  # abilities that the posterior is kept for; 81 gave the same savings
+_GRID = 41  # abilities that the posterior is kept for
 _WIDEST = 0.05  # prior share of abilities that no pilot candidate has, better ones included
 _RIDGE = 1 / 9  # abilities and difficulties are N(0, 3²) before anything is seen: items that nobody solves stay finite
 _NEWTON_STEPS = 30
