@@ -14,7 +14,7 @@ if not workflow.overwrite_configfiles:
 
 # \d{5}\d*, not \d{5,}: Snakemake takes an open repetition for the end of the wildcard.
 wildcard_constraints:
-    run=r"[^/]+/[^/]+/[0-9a-f]{10}",
+    run=r"[^/]+/[^/]+/[0-9a-f]{10}(-(lossless|confident)-[0-9a-f]{6})?",
     stage=r"search(-probe)?|random|controls-t[0-9.e+-]+|n\d{5}\d*/members",
     candidates=r"\d{5}\d*",
     shard=r"\d{5}\d*-\d{5}\d*",

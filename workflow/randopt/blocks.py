@@ -16,12 +16,14 @@ from randopt.gather import cover, shard_range
 _MEND = "Remove it and run again: only it and what follows is redone."
 
 
-def footer(run_id: str, scorer: str, rows: layout.Shard) -> dict[str, str | int]:
+def footer(run_id: str, scorer: str, rows: layout.Shard, race: str | None = None) -> dict[str, str | int | None]:
     """What a block's file says of itself; `scorer` is the folder of its scores, as in scores/number-v1."""
-    return {"run_id": run_id, "scores": scorer, "start": rows[0], "stop": rows[1]}
+    return {"run_id": run_id, "scores": scorer, "start": rows[0], "stop": rows[1], "race": race}
 
 
-def join(requests: Path, paths: Sequence[Path], run_id: str, first: int, scorer: str) -> pl.DataFrame:
+def join(
+    requests: Path, paths: Sequence[Path], run_id: str, first: int, scorer: str, race: str | None = None
+) -> pl.DataFrame:
     """CANDIDATES for rows 0 .. first-1, from the files of their blocks, as one gather would give them, bit for bit.
 
     Raises UserError that names the file when a block is missing, torn, foreign, there twice, of another N or not
@@ -35,7 +37,7 @@ def join(requests: Path, paths: Sequence[Path], run_id: str, first: int, scorer:
         start, stop = shard_range(path)
         if stop > first:
             raise UserError(f"{path} reaches past the first {first} candidates: it is a block of another N.")
-        frame = tables.read(path, tables.BLOCK, None, **footer(run_id, scorer, (start, stop)))
+        frame = tables.read(path, tables.BLOCK, None, **footer(run_id, scorer, (start, stop), race))
         if not frame["request_id"].equals(ids.slice(start, stop - start)):
             raise UserError(f"{path} does not hold the rows {start}-{stop - 1} of {requests}, in their order. {_MEND}")
         frames.append(frame)

@@ -34,7 +34,7 @@ SNAKEMAKE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 ExperimentOrFile = Annotated[str, typer.Argument(help="Name of an experiment, or its config file.")]
 ExperimentName = Annotated[str, typer.Argument(help="Name of the experiment (the config's `experiment`).")]
-RunFolder = Annotated[Path, typer.Argument(help="A run's folder, results/MODEL/TASK/RUN_ID.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, results/MODEL/TASK/RUN_ID (with its race).")]
 Stage = Annotated[str, typer.Argument(help="search, controls-t0.7, random or n00048/members.")]
 ShardName = Annotated[str, typer.Argument(help="Inclusive row range, as in 00000-00063.")]
 Candidates = Annotated[int, typer.Argument(help="N, the prefix of the plan.")]
@@ -82,6 +82,7 @@ def show(experiment: ExperimentName = "demo") -> None:
     from rich.console import Console
 
     from randopt.find import started
+    from randopt.report import savings
     from randopt.report.build import metrics_of, sampling_note
     from randopt.report.table import render
 
@@ -91,6 +92,8 @@ def show(experiment: ExperimentName = "demo") -> None:
     console = console if console.is_terminal else Console(width=140)
     console.print(render(metrics_of(loaded), loaded.config["statistics"]["confidence"]))
     console.print(sampling_note(loaded))
+    for note in savings.notes(loaded):
+        console.print(note)
     console.print(f"Figures: {loaded.folder / 'figures'}", soft_wrap=True)
 
 
@@ -288,6 +291,14 @@ def gather(run: RunFolder, candidates: Candidates, scorer: ScorerName) -> None:
     from randopt.steps import gather_step
 
     gather_step(run, candidates, scorer)
+
+
+@app.command(rich_help_panel=STEPS)
+def race(run: RunFolder) -> None:
+    """Keep what the pilot of a raced search earned: the bound and the order of the items."""
+    from randopt.steps import race_step
+
+    race_step(run)
 
 
 @app.command("gather-block", rich_help_panel=STEPS)

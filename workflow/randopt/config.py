@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from randopt import layout
 from randopt.errors import UserError
 
 SHARD_SIZE = 64  # where neither search.shard_size nor search.shard_minutes is given
@@ -43,6 +44,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     schema = load_schema()
     resolved = _plain(config)
+    _read_off(resolved)
     mistakes = _schema_mistakes(resolved, schema)
     if not mistakes:
         _fill_defaults(resolved, schema)
@@ -51,6 +53,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
             search.setdefault("shard_size", SHARD_SIZE)
         ensemble = resolved["ensemble"]
         ensemble["members"] = ensemble["members"] or max(ensemble["top_k"])
+        search["race"]["keep"] = search["race"]["keep"] or ensemble["members"]
         mistakes = _cross_field_mistakes(resolved)
     if mistakes:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
@@ -63,6 +66,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(element) for key, element in value.items()}
     return [_plain(element) for element in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_off(config: Any) -> None:
+    """Mend, in place, what YAML 1.1 makes of `mode: off`: false."""
+    race = config.get("search", {}).get("race") if isinstance(config.get("search"), dict) else None
+    if isinstance(race, dict) and race.get("mode") is False:
+        race["mode"] = "off"
 
 
 def _fill_defaults(value: Any, schema: Mapping[str, Any]) -> None:
@@ -154,6 +164,8 @@ def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:
             f"ensemble.top_k / ensemble.members: K = {members} is more than N = {smallest} candidates; "
             "lower K or raise search.candidates (and drop smaller search.prefixes)."
         )
+    if search["race"]["mode"] != "off":
+        mistakes += _race_mistakes(search["race"], total, members)
     if search["first_seed"] + total > 2**64:
         mistakes.append(f"search.first_seed: {search['first_seed']} + N passes 2**64; choose a smaller one.")
     for field, names in (
@@ -163,4 +175,27 @@ def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated and field == "models":
             mistakes.append(f"{field}: the name(s) {repeated} stand more than once; names label folders.")
+    return mistakes
+
+
+def _race_mistakes(race: Mapping[str, Any], total: int, members: int) -> list[str]:
+    """What a race needs: a pilot that knows the bound, and holds the random candidates and the probe in full."""
+    pilot, keep = race["pilot"], race["keep"]
+    mistakes = []
+    if keep < members:
+        mistakes.append(
+            f"search.race.keep: {keep} is less than ensemble.members = {members}: experts could be lost; give "
+            f"{members} or more, or 0."
+        )
+    least = max(keep, layout.PROBE_CANDIDATES)
+    if not least <= pilot <= total:
+        mistakes.append(
+            f"search.race.pilot: {pilot} was given, expected {least} (what is kept, and the probe) to {total} "
+            "(search.candidates); a tenth of the candidates, and several times what is kept, is a good choice."
+        )
+    if race["mode"] == "confident" and pilot and race["delta"] > keep / pilot / 2:
+        mistakes.append(
+            f"search.race.delta: {race['delta']} was given, expected at most half of keep / pilot = "
+            f"{keep / pilot:.3g}: so large a share of all candidates reaches the bound anyway."
+        )
     return mistakes

@@ -27,6 +27,7 @@ What may be changed without losing work, and what it costs:
 | `controls.self_consistency_temperature` | the controls |
 | a task's `scorer`, or a scorer's version | scores and what follows; only experts that are new are generated |
 | model, dtype, items, prompt, token limit, σ, first seed, noise law, exclude | a new run; the old one stays |
+| `search.race` | a new search in a folder of its own; the old one stays |
 | `search.shard_size` | refused once a run's search is planned, since it names the files |
 | `search.shard_minutes` | nothing: the size that a run's search was planned with stays |
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from randopt import layout, speed, tables
 from randopt.errors import UserError
 from randopt.experiment import Experiment, Run, load_run
+from randopt.race import pruned_items
 from randopt.speed import Speed
 
 GPUS = (1, 4, 16, 64)  # finishing times are given for so many GPUs
@@ -37,7 +38,8 @@ class StageCost:
 def stage_costs(run: Run, known: Speed) -> list[StageCost]:
     """Every stage of a run, in the order data flows. Shards whose completions are there cost nothing any more.
 
-    An upper bound: requests that another stage has answered, or parts of a begun shard, are counted as work.
+    An upper bound: requests that another stage has answered, parts of a begun shard, and what a race will leave out
+    are counted as work.
     """
     found = []
     for stage in run.stages():
@@ -110,12 +112,22 @@ def ledger_row(path: Path) -> Mapping[str, Any] | None:
     if path not in _rows_seen:
         try:
             row = tables.read(path, tables.LEDGER).row(0, named=True)
+            share = 1 - _pruned_share(path) if row["stage"] == "search" else 1.0
         except (UserError, pl.exceptions.PolarsError):
             return None
         # a shard of one attempt may have taken requests over from others; of several attempts only the last is told
         requests = row["requests_here"] if row["attempts"] == 1 else row["stop"] - row["start"]
-        _rows_seen[path] = {**row, "completions": requests * _items(path.parents[2], row["stage"])}
+        _rows_seen[path] = {**row, "completions": round(share * requests * _items(path.parents[2], row["stage"]))}
     return _rows_seen[path]
+
+
+def _pruned_share(ledger: Path) -> float:
+    """The share of a search shard's items that a race left out; 0 without a race."""
+    if not layout.raced(_description(ledger.parents[2]), "search", layout.parse_shard(ledger.stem)):
+        return 0.0
+    completions = ledger.parents[1] / "completions" / ledger.name
+    rows = tables.read(completions, tables.COMPLETIONS, ["finish_reason"])
+    return pruned_items(rows) / rows.height
 
 
 def write_probe(run_folder: Path) -> None:
@@ -181,13 +193,13 @@ def _ledgers(run_folder: Path, stages: Iterable[str]) -> list[Path]:
 def _items(run_folder: Path, stage: str) -> int:
     """Items that each request of a stage answers; `run_folder` may be that of n00048 for members."""
     folder = run_folder if (run_folder / "run.yaml").is_file() else run_folder.parent
-    splits = _splits(folder)
+    splits = _description(folder)["task"]["splits"]
     return sum(splits[split]["size"] for split in layout.stage_splits(stage))
 
 
 @lru_cache(maxsize=256)
-def _splits(run_folder: Path) -> Mapping[str, Mapping[str, int]]:
-    return load_run(run_folder)["task"]["splits"]
+def _description(run_folder: Path) -> Mapping[str, Any]:
+    return load_run(run_folder)
 
 
 def _hours(hours: float) -> str:

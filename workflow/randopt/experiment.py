@@ -19,7 +19,7 @@ from randopt.noise import NOISE_VERSION
 from randopt.tasks import spec as task_spec
 from randopt.tasks.scorers import SCORERS
 
-PROBE_CANDIDATES = 4
+RACE_RULE = 1  # raise it when randopt.race stops other candidates than before
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """MODEL/TASK/RUN_ID, the run's folder below results/."""
-        return f"{self.description['model']['name']}/{self.task.label}/{self.run_id}"
+        """MODEL/TASK/RUN_ID, the run's folder below results/; with a race RUN_ID-lossless-1a2b3c."""
+        return f"{self.description['model']['name']}/{self.task.label}/{layout.run_folder_name(self.description)}"
 
     @property
     def folder(self) -> Path:
@@ -59,7 +59,7 @@ class Run:
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""
         if stage == layout.PROBE:
-            return min(PROBE_CANDIDATES, self.candidates)
+            return min(layout.PROBE_CANDIDATES, self.candidates)
         return {
             "search": self.candidates,
             "controls": 2 + self.members,
@@ -69,7 +69,7 @@ class Run:
 
     def shards(self, stage: str, rows: int | None = None) -> list[layout.Shard]:
         """The shards of a stage, or those that hold its first `rows` requests."""
-        found = layout.shards(self.rows(stage), layout.stage_shard_size(self.description, stage))
+        found = layout.stage_shards(self.description, stage, self.rows(stage))
         return [shard for shard in found if rows is None or shard[0] < rows]
 
     def stages(self) -> list[str]:
@@ -177,7 +177,9 @@ def _run(
         "model_id": model_id,
         "task_id": task_id,
     }
-    folder = layout.RESULTS / model["name"] / task.label / description["run_id"]
+    if race := _race(config, task):
+        description["race"] = race
+    folder = layout.RESULTS / model["name"] / task.label / layout.run_folder_name(description)
     expected = speed.expected(description, folder)
     description["shard_size"] = _shard_size(search, expected, task.splits["select"]["size"], folder)
     prefixes = sorted({*search["prefixes"], search["candidates"]})
@@ -192,6 +194,26 @@ def _run(
         controls=layout.controls_stage(config["controls"]["self_consistency_temperature"]),
         speed=expected,
     )
+
+
+def _race(config: Mapping[str, Any], task: task_spec.TaskSpec) -> dict[str, Any] | None:
+    """All that decides which completions a race leaves out; None when it is off.
+
+    Raises UserError for a scorer that cannot judge as fast as completions arrive.
+    """
+    race = config["search"]["race"]
+    if race["mode"] == "off":
+        return None
+    scorer = SCORERS[task.scorer]
+    if scorer.sandboxed:
+        raise UserError(
+            f"search.race.mode: {race['mode']} was given, but the scorer {scorer.name} of {task.label} judges in "
+            "processes of its own, too slow to follow a race. Set it to off, or choose another scorer."
+        )
+    found = {name: race[name] for name in ("mode", "pilot", "keep")}
+    if race["mode"] == "confident":
+        found["delta"] = race["delta"]
+    return {**found, "rule": RACE_RULE, "scorer": scorer.name, "scorer_version": scorer.version}
 
 
 def _shard_size(search: Mapping[str, Any], expected: speed.Speed, items: int, folder: Path) -> int:

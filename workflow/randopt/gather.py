@@ -19,6 +19,7 @@ import polars as pl
 
 from randopt import tables
 from randopt.errors import UserError
+from randopt.race import PRUNED
 
 SEARCH = "search"
 _NAME = re.compile(r"(\d{5,})-(\d{5,})\.parquet")
@@ -45,11 +46,13 @@ def gather(
     scorer: tuple[str, int] | None = None,
     items: Collection[str] | None = None,
     threads: int | None = None,
+    race: str | None = None,
 ) -> pl.DataFrame:
     """CANDIDATES for rows begin .. first-1 of the search's requests, in plan order.
 
     `scorer`: name and version that all scores must be by; without it they must be by one.
     `items`: ids of the select items; without them the first shard's items are the measure.
+    `race`: mark of the race that the files must be of; then a candidate's numbers are over the items it answered.
     Files wholly outside these rows are not read; one that reaches past them is checked whole, then cut.
 
     Each mean is taken in float64 over the rewards in item order, within one file, so neither the
@@ -69,10 +72,11 @@ def gather(
     wanted = (row >= begin) & (row < first)
     score_files = cover(requests, scores, "scores", wanted)
     completion_files = cover(requests, completions, "completions", wanted)
-    shards = _Shards.of(requests, ids, run_id, SEARCH, score_files[0], items)
+    shards = _Shards.of(requests, ids, run_id, SEARCH, score_files[0], items, race)
 
     mean, strict, lenient, error = (np.empty(first - begin) for _ in range(4))
     tokens = np.empty(first - begin, np.uint64)
+    answered = np.full(first - begin, len(shards.items), np.uint32)
 
     def places(path: Path) -> tuple[slice, slice]:
         """Where a file's wanted rows lie in the file and in the result."""
@@ -92,16 +96,20 @@ def gather(
         return found
 
     def read_tokens(path: Path) -> None:
-        frame = shards.read(path, tables.COMPLETIONS, [*_KEY, "completion_tokens"])
+        columns = ["completion_tokens", *(["finish_reason"] if race else [])]
+        frame = shards.read(path, tables.COMPLETIONS, [*_KEY, *columns])
         keep, part = places(path)
         counts = shards.matrix(frame["completion_tokens"])[keep]
         tokens[part] = counts.sum(axis=1, dtype=np.uint64)
+        if race:
+            answered[part] = shards.matrix(frame["finish_reason"] != PRUNED)[keep].sum(axis=1)
 
     # Polars leaves the interpreter free while it reads; beyond two threads per core nothing was gained.
     with ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool:
         _check_one_scorer(score_files, list(pool.map(read_scores, score_files)), scorer)
         list(pool.map(read_tokens, completion_files))
 
+    _over_answered(len(shards.items), answered, (mean, strict, lenient), error)
     term = pl.col("perturbation").list.first()
     return plan.slice(begin, first - begin).select(
         "request_id",
@@ -111,8 +119,8 @@ def gather(
         strict=pl.Series(strict),
         lenient=pl.Series(lenient),
         standard_error=pl.Series(error),
-        items=pl.lit(len(shards.items), pl.UInt32),
-        status=pl.lit("complete"),
+        items=pl.Series(answered),
+        status=pl.Series(np.where(answered < len(shards.items), PRUNED, "complete")),
         tokens=pl.Series(tokens),
     )
 
@@ -126,6 +134,7 @@ def answers(
     *,
     only: Collection[str] | None = None,
     items: Collection[str] | None = None,
+    race: str | None = None,
 ) -> pl.DataFrame:
     """Scores and token counts of one stage, row by row, in the order of requests, then items.
 
@@ -145,7 +154,7 @@ def answers(
             raise UserError(f"{requests} lacks the request {absent[0]} ({len(absent)} lacking in all).")
     score_files = cover(requests, scores, "scores", wanted)
     completion_files = cover(requests, completions, "completions", wanted)
-    shards = _Shards.of(requests, ids, run_id, stage, score_files[0], items)
+    shards = _Shards.of(requests, ids, run_id, stage, score_files[0], items, race)
 
     def collect(paths: Sequence[Path], table: tables.Table, columns: Sequence[str]) -> pl.DataFrame:
         parts = []
@@ -190,6 +199,7 @@ class _Shards:
     stage: str
     items: pl.Series  # sorted
     origin: str  # where `items` comes from, for messages
+    race: str | None
 
     @classmethod
     def of(
@@ -200,15 +210,17 @@ class _Shards:
         stage: str,
         measure: Path,
         items: Collection[str] | None,
+        race: str | None,
     ) -> "_Shards":
         if items is None:
             start, stop = shard_range(measure)
-            expected: dict[str, str | int] = {"run_id": run_id, "stage": stage, "start": start, "stop": stop}
+            expected: dict[str, str | int | None] = {"run_id": run_id, "stage": stage, "start": start, "stop": stop}
+            expected["race"] = race
             found = tables.read(measure, tables.SCORES, ["item_id"], **expected)["item_id"]
             origin = str(measure)
         else:
             found, origin = pl.Series(list(items), dtype=pl.String), "the items table"
-        return cls(requests, ids, run_id, stage, found.unique().sort().rename("item_id"), origin)
+        return cls(requests, ids, run_id, stage, found.unique().sort().rename("item_id"), origin, race)
 
     def read(self, path: Path, table: tables.Table, columns: Sequence[str]) -> pl.DataFrame:
         """`columns` of a shard in the order of its requests, then items: exactly one row for each pair.
@@ -216,11 +228,12 @@ class _Shards:
         Raises UserError naming `path` when a pair is missing, there twice, or foreign.
         """
         start, stop = shard_range(path)
-        expected: dict[str, str | int] = {
+        expected: dict[str, str | int | None] = {
             "run_id": self.run_id,
             "stage": self.stage,
             "start": start,
             "stop": stop,
+            "race": self.race,
         }
         frame = tables.read(path, table, columns, **expected)
         ids = self.ids.slice(start, stop - start)
@@ -334,6 +347,22 @@ def _check_one_scorer(paths: Sequence[Path], scorers: Sequence[tuple], expected:
                 f"{path} was scored by {scorer}, but {paths[0]} by {scorers[0]}. "
                 "Remove the older scores and run again; completions are kept."
             )
+
+
+def _over_answered(items: int, answered: np.ndarray, means: Sequence[np.ndarray], error: np.ndarray) -> None:
+    """From numbers over all items, in which those without an answer are 0, to numbers over the answered ones; in place.
+
+    The first of `means` is that of the rewards, of which `error` is the standard error.
+    Σ(r - r̄)² over all n items is (n - 1)·n·error²; without the zeros it is Σr² - (Σr)²/m over the m answered ones.
+    """
+    pruned = np.flatnonzero(answered < items)
+    m = answered[pruned].astype(np.float64)
+    known = np.maximum(m, 1)
+    total = means[0][pruned] * items
+    squares = np.square(error[pruned]) * items * (items - 1) + np.square(total) / items
+    error[pruned] = np.sqrt(np.maximum(squares - np.square(total) / known, 0) / np.maximum(m - 1, 1) / known)
+    for mean in means:
+        mean[pruned] *= items / known
 
 
 def _standard_error(values: np.ndarray, mean: np.ndarray) -> np.ndarray:

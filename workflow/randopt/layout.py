@@ -2,25 +2,30 @@
 
 results/models/MODEL_ID/manifest.json          the prepared model
 results/tasks/TASK_ID/{select,confirm,test}.parquet
-results/MODEL/TASK/RUN_ID/                     one run
+results/MODEL/TASK/RUN_ID/                     one run; RUN_ID-lossless-1a2b3c/ with a raced search
     run.yaml                                   its identity, readable
     probe.json                                 its speed, if it was probed
     search|search-probe|controls-t0.7|random|n00048/members/     one stage each:
         requests.parquet
         completions|scores/number-v1|ledger/00000-00063.parquet
         blocks/number-v1/00000-63999.parquet   candidates of 1,000 shards, in a search of more than that
+        race.parquet                           what a raced search learnt from its pilot
     n00048/                                    what follows for the first 48 candidates:
         candidates, selection, votes, metrics .parquet
 results/experiments/EXPERIMENT/                resolved config, tables and figures
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from randopt.canonical import short_hash
 
 RESULTS = Path("results")
 SPLITS = ("select", "confirm", "test")
 PROBE = "search-probe"  # a stage of a few candidates that tells the speed; the search takes its answers over
+PROBE_CANDIDATES = 4
 GATHER_BLOCK = 1000  # shards that are gathered at once; more make a job of minutes that starts again from nothing
 
 # Which items each stage answers: candidates are scored on select; whoever may be reported also
@@ -33,6 +38,27 @@ STAGE_SPLITS = {
 }
 
 Shard = tuple[int, int]  # rows [start, stop) of the stage's requests
+
+
+def race_mark(run: Mapping[str, Any]) -> str | None:
+    """What names a run's race, as in lossless-1a2b3c; None without one. `run` is the content of run.yaml."""
+    race = run.get("race")
+    return f"{race['mode']}-{short_hash(race, 6)}" if race else None
+
+
+def run_folder_name(run: Mapping[str, Any]) -> str:
+    """RUN_ID, or RUN_ID-lossless-1a2b3c with a race, which leaves out some of the run's completions."""
+    return "-".join(filter(None, (run["run_id"], race_mark(run))))
+
+
+def stage_race(run: Mapping[str, Any], stage: str) -> str | None:
+    """The race's mark in the footers of a stage's files: only a search is raced, its probe included."""
+    return race_mark(run) if stage_kind(stage) == "search" else None
+
+
+def raced(run: Mapping[str, Any], stage: str, shard: "Shard") -> bool:
+    """Whether candidates of this shard may be pruned: all of a raced search but its pilot."""
+    return stage == "search" and "race" in run and shard[0] >= run["race"]["pilot"]
 
 
 def prefix_name(candidates: int) -> str:
@@ -70,9 +96,16 @@ def stage_shard_size(run: Mapping[str, Any], stage: str) -> int:
     return max(1, work // sum(items[split] for split in stage_splits(stage)))
 
 
-def shards(total: int, size: int) -> list[Shard]:
-    """Rows 0 .. total-1 in contiguous ranges of `size`; the last may be shorter."""
-    return [(start, min(start + size, total)) for start in range(0, total, size)]
+def shards(total: int, size: int, cut: int = 0) -> list[Shard]:
+    """Rows 0 .. total-1 in contiguous ranges of `size`; the last may be shorter, and the last before row `cut`."""
+    ends = [0, cut, total] if 0 < cut < total else [0, total]
+    return [(start, min(start + size, end)) for begin, end in pairwise(ends) for start in range(begin, end, size)]
+
+
+def stage_shards(run: Mapping[str, Any], stage: str, total: int) -> list[Shard]:
+    """The shards of a stage of `total` requests. A raced search is cut where its pilot ends."""
+    cut = run["race"]["pilot"] if stage == "search" and "race" in run else 0
+    return shards(total, stage_shard_size(run, stage), cut)
 
 
 def gather_blocks(shards: Sequence[Shard], first: int) -> list[Shard]:
@@ -111,6 +144,11 @@ def shard_file(run: Path, stage: str, table: str, shard: Shard) -> Path:
 def block_file(run: Path, scorer: str, rows: Shard) -> Path:
     """The candidates of a block of search shards; `scorer` is the folder of its scores, as in scores/number-v1."""
     return Path(run) / "search" / "blocks" / Path(scorer).name / f"{shard_name(rows)}.parquet"
+
+
+def race_file(run: Path) -> Path:
+    """What a raced search learnt from its pilot."""
+    return Path(run) / "search" / "race.parquet"
 
 
 def requests_file(run: Path, stage: str) -> Path:

@@ -46,6 +46,7 @@ class Progress:
     updated: float = 0.0  # Unix time
     attempt_started: float = 0.0  # Unix time
     done_at_attempt: int = 0
+    pruned: int = 0  # items that the finished requests did not answer, because a race stopped them
     seconds_loading: float = 0.0
     seconds_perturbing: float = 0.0
     seconds_generating: float = 0.0
@@ -57,7 +58,7 @@ class Parts:
     """The parts folder of one shard."""
 
     completions: Path  # the shard's final output
-    footer: Mapping[str, str | int]  # run_id and items hash that every part must carry
+    footer: Mapping[str, str | int | None]  # run_id, items hash and race that every part must carry
     item_ids: Sequence[str]
 
     @property

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import polars as pl
 
-from randopt import layout, tables
+from randopt import layout, race, tables
 from randopt.errors import UserError
 from randopt.experiment import load_run
 from randopt.items import items_hash, read_items, references
-from randopt.tasks.scorers import Scorer, Verdict, get
+from randopt.tasks.scorers import NO_ANSWER, Scorer, Verdict, get
 
 
 def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -> None:
@@ -21,14 +21,16 @@ def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -
     run = load_run(run_folder)
     items = read_items(run["task_id"], layout.stage_splits(stage))
     completions = layout.shard_file(run_folder, stage, "completions", shard)
-    place: dict[str, str | int] = {
+    place: dict[str, str | int | None] = {
         "run_id": run["run_id"],
         "items_hash": items_hash(items),
         "stage": stage,
         "start": shard[0],
         "stop": shard[1],
+        "race": layout.stage_race(run, stage),
     }
-    texts = tables.read(completions, tables.COMPLETIONS, ["request_id", "item_id", "text"], **place)
+    columns = ["request_id", "item_id", "text", "finish_reason"]
+    texts = tables.read(completions, tables.COMPLETIONS, columns, **place)
     scorer = get(scorer_name)
     verdicts = judge_all(scorer, texts, references(items))
     frame = texts.select("request_id", "item_id").with_columns(
@@ -44,24 +46,29 @@ def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -
 
 
 def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]) -> list[Verdict]:
-    """A verdict per row of `texts` (request_id, item_id, text); equal texts on an item are judged once."""
-    pairs = list(texts.select("item_id", "text").iter_rows())
-    distinct = list(dict.fromkeys(pairs))
+    """A verdict per row of `texts` (item_id, text, finish_reason); equal texts on an item are judged once.
+
+    What a race left out is not judged: no answer.
+    """
+    rows = texts.select("item_id", "text", pl.col("finish_reason") == race.PRUNED).rows()
+    distinct = list(dict.fromkeys((item_id, text) for item_id, text, pruned in rows if not pruned))
     verdicts = dict(zip(distinct, _judge(scorer, distinct, references), strict=True))
-    return [verdicts[pair] for pair in pairs]
+    return [NO_ANSWER if pruned else verdicts[item_id, text] for item_id, text, pruned in rows]
 
 
 def _judge(scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object]) -> list[Verdict]:
     if scorer.batch is not None:
         return list(scorer.batch([(text, references[item_id]) for item_id, text in pairs]))
-    verdicts = []
-    for item_id, text in pairs:
-        try:
-            verdicts.append(scorer.score(text, references[item_id]))
-        except Exception as error:
-            raise UserError(
-                f"the scorer {scorer.name} failed on item {item_id} with {type(error).__name__}: {error}. "
-                f"The text was {text[:200]!r}. The completions are kept: mend the scorer, raise its version "
-                "and run again."
-            ) from error
-    return verdicts
+    return [judge(scorer, item_id, text, references[item_id]) for item_id, text in pairs]
+
+
+def judge(scorer: Scorer, item_id: str, text: str, reference: object) -> Verdict:
+    """The verdict on one text; UserError that shows it when the scorer fails."""
+    try:
+        return scorer.score(text, reference)
+    except Exception as error:
+        raise UserError(
+            f"the scorer {scorer.name} failed on item {item_id} with {type(error).__name__}: {error}. "
+            f"The text was {text[:200]!r}. The completions are kept: mend the scorer, raise its version "
+            "and run again."
+        ) from error

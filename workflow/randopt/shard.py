@@ -17,15 +17,17 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from randopt import engines, layout, parts, plan, tables
-from randopt.engines import Engine, EngineSettings, Item
+from randopt import engines, layout, parts, plan, race, tables
+from randopt.engines import Completion, Engine, EngineSettings, Item
 from randopt.errors import UserError
 from randopt.experiment import load_run
 from randopt.files import give_second_name, patiently, remove_temporaries
-from randopt.items import items_hash, read_items
+from randopt.items import items_hash, read_items, references
 from randopt.models import local_copy
 from randopt.models.prepare import Manifest, check_files, read_manifest
 from randopt.requests import Request
+from randopt.score import judge
+from randopt.tasks import scorers
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +56,26 @@ def generate(
         )
     table = read_items(run["task_id"], layout.stage_splits(stage))
     output = layout.shard_file(run_folder, stage, "completions", shard)
-    kept = parts.Parts(output, {"run_id": run["run_id"], "items_hash": items_hash(table)}, table["item_id"].to_list())
+    footer = {"run_id": run["run_id"], "items_hash": items_hash(table), "race": layout.stage_race(run, stage)}
+    kept = parts.Parts(output, footer, table["item_id"].to_list())
     ledger = layout.shard_file(run_folder, stage, "ledger", shard)
     earlier = kept.load_progress() or parts.finished_progress(layout.kept_file(ledger), run["run_id"])
     progress = parts.begin_attempt(earlier, run["run_id"], stage, shard)
     kept.save_progress(progress)
     try:
         patiently(lambda: kept.reuse(requests, parts.siblings(run_folder, stage, output)), disk_wait)
-        missing = [request for request in requests if kept.read(request) is None]
+        held = {request.request_id: rows for request in requests if (rows := kept.read(request)) is not None}
+        missing = [request for request in requests if request.request_id not in held]
         progress.done = progress.done_at_attempt = len(requests) - len(missing)
+        progress.pruned = sum(map(race.pruned_items, held.values()))
+        contest = _race(run_folder, run, requests, table, held) if layout.raced(run, stage, shard) else None
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
         manifest = read_manifest(_manifest_path(run))
         digest = manifest.content["weights_digest"]
         if missing:
-            _generate_missing(run, table, missing, kept, progress, batch_size, threads, manifest, disk_wait, scratch)
+            _generate_missing(
+                run, table, missing, kept, progress, batch_size, threads, manifest, disk_wait, scratch, contest
+            )
         completions = kept.merge(requests)
         # Snakemake removes a finished output when it believes the job failed (a late network file system),
         # starts it again (a restarted driver) or misses an input; what is under another name is taken over. That name
@@ -101,8 +109,12 @@ def run_requests(
     kept: parts.Parts,
     progress: parts.Progress,
     disk_wait: float = 0.0,
+    contest: race.Race | None = None,
 ) -> None:
-    """The candidate loop. At most one finished request waits for the disk, for up to `disk_wait` seconds."""
+    """The candidate loop. At most one finished request waits for the disk, for up to `disk_wait` seconds.
+
+    With a race, a candidate that is lost is not generated to its end.
+    """
     shard = layout.shard_name((progress.start, progress.stop))
     bar = tqdm(
         total=progress.stop - progress.start,
@@ -118,12 +130,14 @@ def run_requests(
             begun = time.perf_counter()
             engine.set_weights(request.perturbation)
             set_at = time.perf_counter()
-            completions = list(engine.generate(items, request.decoding))
+            stream = engine.generate(items, request.decoding)
+            completions = contest.watch(request.request_id, stream) if contest else list(stream)
             progress.seconds_perturbing += set_at - begun
             progress.seconds_generating += time.perf_counter() - set_at
             if pending is not None:
                 pending.result()
             progress.done += 1
+            progress.pruned += sum(completion.finish_reason == race.PRUNED for completion in completions)
             pending = writer.submit(_keep, kept, request, completions, progress, disk_wait)
             bar.update()
         if pending is not None:
@@ -149,6 +163,7 @@ def _generate_missing(
     manifest: Manifest,
     disk_wait: float,
     scratch: Path | None,
+    contest: race.Race | None,
 ) -> None:
     """Load the engine, run the loop, and prove that the base is still the base."""
     begun = time.perf_counter()
@@ -161,14 +176,19 @@ def _generate_missing(
         law=run["noise"]["law"],
         exclude=tuple(run["model"]["exclude"]),
         threads=threads,
+        ordered=contest is not None,
     )
+    items = to_items(table)
+    # items of one batch are all under way at once; in the table's order their texts are those of an unraced run
+    if contest and len(items) > batch_size:
+        items = contest.pilot.hardest_first(items)
     engine = _load_engine(run["engine"], manifest, settings, scratch)
     progress.seconds_loading += time.perf_counter() - begun
     progress.device = engine.device
     progress.state = "running"
     kept.save_progress(progress)
     try:
-        run_requests(engine, to_items(table), missing, kept, progress, disk_wait)
+        run_requests(engine, items, missing, kept, progress, disk_wait, contest)
     finally:
         progress.seconds_total = spent + time.perf_counter() - begun
     engine.set_weights(())
@@ -178,6 +198,46 @@ def _generate_missing(
         for request in missing:  # made by weights that cannot be trusted
             kept.path(request).unlink(missing_ok=True)
         raise
+
+
+def _race(
+    run_folder: Path,
+    run: Mapping[str, Any],
+    requests: Sequence[Request],
+    table: pl.DataFrame,
+    held: Mapping[str, pl.DataFrame],
+) -> race.Race:
+    """The race of this shard, with what earlier attempts `held` of it."""
+    rules = run["race"]
+    scorer = scorers.get(rules["scorer"])
+    if scorer.version != rules["scorer_version"]:
+        raise UserError(
+            f"this race was planned with version {rules['scorer_version']} of the scorer {scorer.name}, installed is "
+            f"version {scorer.version}; start snakemake again, which plans it anew."
+        )
+    expected = references(table)
+
+    def reward(completion: Completion) -> float:
+        return judge(scorer, completion.item_id, completion.text, expected[completion.item_id]).reward
+
+    pilot = race.read_pilot(layout.race_file(run_folder), run, table["item_id"].to_list())
+    contest = race.Race(
+        pilot,
+        rules["keep"],
+        scorer.max_reward,
+        reward,
+        [request.request_id for request in requests],
+        race.Abilities(pilot.rewards, scorer.max_reward) if rules["mode"] == "confident" else None,
+        rules.get("delta", 0.0),
+    )
+    for request_id, rows in held.items():
+        contest.learn(request_id, _completions(rows))
+    return contest
+
+
+def _completions(rows: pl.DataFrame) -> list[Completion]:
+    """The rows of a part as the engine gave them."""
+    return [Completion(**row) for row in rows.drop("request_id").iter_rows(named=True)]
 
 
 def _load_engine(name: str, manifest: Manifest, settings: EngineSettings, scratch: Path | None) -> Engine:

@@ -139,7 +139,10 @@ def _alive(progress: parts.Progress, running: set[str]) -> bool:
 
 
 class BestSoFar:
-    """The best candidate scored so far; parts are scored once each, as they appear."""
+    """The best candidate scored so far; parts are scored once each, as they appear.
+
+    What a pruned candidate did not answer counts as 0: below the race's bound, so it is never the best.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -178,7 +181,7 @@ class BestSoFar:
 
     def _score(self, path: Path) -> tuple[float, str]:
         if path not in self._seen:
-            texts = tables.read(path, tables.COMPLETIONS, ["request_id", "item_id", "text"])
+            texts = tables.read(path, tables.COMPLETIONS, ["request_id", "item_id", "text", "finish_reason"])
             items = read_items(self.run.task_id, layout.stage_splits("search"))
             verdicts = judge_all(get(self.run.task.scorer), texts, references(items))
             scored = texts.with_columns(reward=pl.Series([v.reward for v in verdicts], dtype=pl.Float64))
@@ -212,7 +215,7 @@ def seconds_per_generation(states: list[ShardState]) -> float | None:
                 generations += row["completions"]
         elif state.progress and state.done:
             seconds += state.progress.seconds_generating + state.progress.seconds_perturbing
-            generations += state.done * state.items
+            generations += state.done * state.items - state.progress.pruned
     return seconds / generations if generations else None
 
 

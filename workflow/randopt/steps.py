@@ -1,11 +1,11 @@
 """The CPU steps between scores and report: each reads tables of a run's folder and writes one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from randopt import blocks, layout, tables
+from randopt import blocks, layout, race, tables
 from randopt import metrics as run_metrics
 from randopt import select as selection_rules
 from randopt.errors import UserError
@@ -24,7 +24,8 @@ def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
     if rows:
         scores = _scores(scorer)
         files = [layout.block_file(run_folder, scores, block) for block in rows]
-        frame = blocks.join(layout.requests_file(run_folder, "search"), files, run["run_id"], candidates, scores)
+        requests, mark = layout.requests_file(run_folder, "search"), layout.stage_race(run, "search")
+        frame = blocks.join(requests, files, run["run_id"], candidates, scores, mark)
     else:
         frame = _gather(run_folder, (0, candidates), scorer)
     tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
@@ -33,24 +34,36 @@ def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
 def gather_block_step(run_folder: Path, rows: layout.Shard, scorer: str) -> None:
     """The candidates of one block of shards."""
     scores = _scores(scorer)
-    footer = blocks.footer(load_run(run_folder)["run_id"], scores, rows)
+    run = load_run(run_folder)
+    footer = blocks.footer(run["run_id"], scores, rows, layout.stage_race(run, "search"))
     path = layout.block_file(run_folder, scores, rows)
     tables.write(_gather(run_folder, rows, scorer), tables.BLOCK, path, **footer)
 
 
 def _gather(run_folder: Path, rows: layout.Shard, scorer: str) -> pl.DataFrame:
     begin, first = rows
+    run = load_run(run_folder)
     shards = [shard for shard in _shards(run_folder, "search", first) if shard[1] > begin]
     return gather(
         layout.requests_file(run_folder, "search"),
         [layout.shard_file(run_folder, "search", _scores(scorer), shard) for shard in shards],
         [layout.shard_file(run_folder, "search", "completions", shard) for shard in shards],
-        load_run(run_folder)["run_id"],
+        run["run_id"],
         first,
         begin=begin,
+        race=layout.stage_race(run, "search"),
         scorer=(scorer, get(scorer).version),
         items=_item_ids(run_folder, "search"),
     )
+
+
+def race_step(run_folder: Path) -> None:
+    """race.parquet: what the pilot of a raced search earned."""
+    run = load_run(run_folder)
+    rules, requests = run["race"], layout.requests_file(run_folder, "search")
+    pilot = read_requests(requests, run["run_id"])[: rules["pilot"]]
+    found = _search_answers(run_folder, rules["pilot"], rules["scorer"], [request.request_id for request in pilot])
+    race.write_pilot(found, layout.race_file(run_folder), run)
 
 
 def select_step(run_folder: Path, candidates: int, members: int) -> None:
@@ -154,20 +167,27 @@ def _answers(run_folder: Path, candidates: int, controls: str, scorer: str) -> d
         )
     }
     reported = {*frames["members"]["request_id"], *frames["random"]["request_id"]}
-    search = answers(
-        layout.requests_file(run_folder, "search"),
-        _stage_files(run_folder, "search", _scores(scorer), candidates),
-        _stage_files(run_folder, "search", "completions", candidates),
-        run_id,
-        "search",
-        only=reported,
-        items=_item_ids(run_folder, "search"),
-    )
+    search = _search_answers(run_folder, candidates, scorer, reported)
     return {
         "controls": frames["controls"],
         "random": with_select(frames["random"], search),
         "members": with_select(frames["members"], search),
     }
+
+
+def _search_answers(run_folder: Path, candidates: int, scorer: str, only: Collection[str]) -> pl.DataFrame:
+    """Answers of some of the first `candidates` requests of the search."""
+    run = load_run(run_folder)
+    return answers(
+        layout.requests_file(run_folder, "search"),
+        _stage_files(run_folder, "search", _scores(scorer), candidates),
+        _stage_files(run_folder, "search", "completions", candidates),
+        run["run_id"],
+        "search",
+        only=only,
+        items=_item_ids(run_folder, "search"),
+        race=layout.stage_race(run, "search"),
+    )
 
 
 def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = None) -> list[Path]:
@@ -176,8 +196,7 @@ def _stage_files(run_folder: Path, stage: str, table: str, first: int | None = N
 
 
 def _shards(run_folder: Path, stage: str, first: int | None = None) -> list[layout.Shard]:
-    size = layout.stage_shard_size(load_run(run_folder), stage)
-    found = layout.shards(_rows(run_folder, stage), size)
+    found = layout.stage_shards(load_run(run_folder), stage, _rows(run_folder, stage))
     return [shard for shard in found if first is None or shard[0] < first]
 
 

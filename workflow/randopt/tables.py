@@ -93,7 +93,7 @@ COMPLETIONS = Table(
         }
     ),
     units={
-        "finish_reason": "stop (end of turn) or length (token limit)",
+        "finish_reason": "stop (end of turn), length (token limit), or pruned (never answered, the candidate was lost)",
         "completion_tokens": "generated tokens, the end-of-turn token included",
     },
 )
@@ -137,7 +137,7 @@ CANDIDATES = Table(
         }
     ),
     units={
-        "reward": "mean over the select items",
+        "reward": "mean over the select items that were scored",
         "strict": "share of items correct under the exact format",
         "lenient": "share of items correct under the forgiving format",
         "standard_error": "of the mean reward, over items",
@@ -149,6 +149,17 @@ CANDIDATES = Table(
 
 # Candidates of some rows of a large search. A table of its own, so that no block passes for the whole.
 BLOCK = replace(CANDIDATES, name="block")
+
+RACE = Table(
+    "race",
+    "item",
+    ("item_id",),
+    pl.Schema([("item_id", pl.String), ("rewards", pl.List(pl.Float32)), ("tokens", pl.Float64)]),
+    units={
+        "rewards": "of the pilot's candidates, in the plan's order",
+        "tokens": "mean completion tokens of the pilot's candidates",
+    },
+)
 
 SELECTION = Table(
     "selection",
@@ -265,10 +276,10 @@ LEDGER = Table(
 )
 
 
-def write(frame: pl.DataFrame, table: Table, path: Path, **footer: str | int) -> None:
+def write(frame: pl.DataFrame, table: Table, path: Path, **footer: str | int | None) -> None:
     """Cast `frame` to the table's schema, check it, and write it to `path` atomically.
 
-    `footer` holds what a reader can later demand of the file, run_id for example.
+    `footer` holds what a reader can later demand of the file, run_id for example; None is as if it were not given.
     Raises ValueError when a column is missing, a cast loses a value, a null stands where none may,
     or the key is not unique: a fault of ours, never of the data's. UserError when the file cannot be written.
     """
@@ -282,7 +293,8 @@ def write(frame: pl.DataFrame, table: Table, path: Path, **footer: str | int) ->
             raise ValueError(f"{table.name}: column {name} holds nulls")
     if frame.select(pl.struct(table.key).is_duplicated().any()).item():
         raise ValueError(f"{table.name}: the key {table.key} is not unique")
-    text = json.dumps({"table": table.name, **footer}, sort_keys=True)
+    said = {key: value for key, value in footer.items() if value is not None}
+    text = json.dumps({"table": table.name, **said}, sort_keys=True)
     # Through memory: what Polars says of a full disk while it writes a file is an OSError only sometimes.
     content = io.BytesIO()
     frame.write_parquet(content, compression="zstd", metadata={FOOTER_KEY: text}, statistics=False)
@@ -306,8 +318,8 @@ def footer(path: Path) -> dict[str, str | int]:
     return found
 
 
-def check_footer(path: Path, table: Table, **expected: str | int) -> None:
-    """Raise UserError unless the file is a `table` whose footer holds every `expected` value."""
+def check_footer(path: Path, table: Table, **expected: str | int | None) -> None:
+    """Raise UserError unless the file is a `table` whose footer holds every `expected` value; None: no value."""
     found = footer(path)
     for key, value in {"table": table.name, **expected}.items():
         if found.get(key) != value:
@@ -317,7 +329,7 @@ def check_footer(path: Path, table: Table, **expected: str | int) -> None:
             )
 
 
-def read(path: Path, table: Table, columns: Sequence[str] | None = None, **expected: str | int) -> pl.DataFrame:
+def read(path: Path, table: Table, columns: Sequence[str] | None = None, **expected: str | int | None) -> pl.DataFrame:
     """The table in `path`, or some of its columns, after its footer and schema were checked.
 
     Raises UserError that names the file when it is missing, torn, foreign or of another schema.
@@ -337,7 +349,7 @@ def read(path: Path, table: Table, columns: Sequence[str] | None = None, **expec
 
 
 def read_all(
-    paths: Sequence[Path], table: Table, columns: Sequence[str] | None = None, **expected: str | int
+    paths: Sequence[Path], table: Table, columns: Sequence[str] | None = None, **expected: str | int | None
 ) -> pl.DataFrame:
     """The rows of an explicit list of files, in the order given."""
     return pl.concat([read(path, table, columns, **expected) for path in paths])

@@ -63,11 +63,19 @@ def generate_inputs(wildcards):
         ancient(str(layout.RESULTS / "tasks" / run.task_id / f"{split}.parquet"))
         for split in layout.stage_splits(wildcards.stage)
     ]
+    if layout.raced(run.description, wildcards.stage, layout.parse_shard(wildcards.shard)):
+        named["race"] = ancient(str(layout.race_file(run.folder)))
     # A smaller prefix comes first, so that experts it shares with a larger one are generated once.
     named["earlier"] = [
         ancient(path) for stage in run.stages_before(wildcards.stage) for path in shard_files(run, stage, "completions")
     ]
     return named
+
+
+def pilot_files(wildcards, table):
+    """Shards of the candidates that a raced search begins with."""
+    run = run_of(wildcards)
+    return shard_files(run, "search", table, run.description["race"]["pilot"])
 
 
 def block_files(run, n):

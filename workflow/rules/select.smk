@@ -1,10 +1,27 @@
-"""Requires: the search's scores. Produces: the candidates table and the experts, best first."""
+"""Requires: the search's scores. Produces: a race's pilot, the candidates table and the experts, best first."""
 
 
 localrules:
+    race,
     gather_block,
     gather,
     select,
+
+
+rule race:
+    """What the pilot of a raced search earned: later candidates are held against it."""
+    input:
+        scores=lambda wc: pilot_files(wc, "scores"),
+        completions=lambda wc: pilot_files(wc, "completions"),
+        requests=ancient("results/{run}/search/requests.parquet"),
+    output:
+        race="results/{run}/search/race.parquet",
+    log:
+        "logs/race/{run}.log",
+    conda:
+        "../../envs/randopt.yaml"
+    shell:
+        "randopt race results/{wildcards.run:q} 2> >(keep_log {log:q})"
 
 
 rule gather_block:

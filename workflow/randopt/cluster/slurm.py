@@ -52,7 +52,12 @@ def available() -> bool:
 
 def comment(rule: str, *wildcards: str) -> str:
     """The comment that Snakemake's SLURM plugin gives to a job; wildcards in the order of the rule's first output."""
-    return f"rule_{rule}_wildcards_" + "_".join(wildcards).replace("/", "_")
+    return f"rule_{rule}_wildcards_{spelled('_'.join(wildcards))}"
+
+
+def spelled(wildcard: str) -> str:
+    """A wildcard's value as it stands in a comment."""
+    return wildcard.replace("/", "_")
 
 
 def queue(folder: Path, ended: bool = False) -> list[Job]:

@@ -3,7 +3,7 @@
 An engine is named in the configuration and loaded by `load`; nothing is imported before that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine returned for one item. `finish_reason` is stop or length."""
+    """What the engine returned for one item. `finish_reason` is stop or length (pruned where it was not asked)."""
 
     item_id: str
     text: str
@@ -41,6 +41,7 @@ class EngineSettings:
     law: str
     exclude: tuple[str, ...]
     threads: int
+    ordered: bool = False  # items are taken in the order given, a batch at a time, instead of the longest first
 
 
 class Engine(Protocol):
@@ -51,7 +52,7 @@ class Engine(Protocol):
     def set_weights(self, perturbation: Perturbation) -> None:
         """Make the weights base + Σ coefficient·ε(seed), always from the pristine base."""
 
-    def generate(self, items: Sequence[Item], decoding: Decoding) -> Iterator[Completion]:
+    def generate(self, items: Sequence[Item], decoding: Decoding) -> Generator[Completion, None, None]:
         """Completions as they finish, in no particular order; closing the iterator drops the rest."""
 
     def weights_digest(self) -> str:

@@ -35,10 +35,15 @@ def shared_prefix(prompts: Sequence[list[int]]) -> int:
     return max(limit, 0)
 
 
-def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], size: int, ordered: bool = False) -> list[list[int]]:
     """Indices of the prompts in batches of `size`, longest first, so that little is padded.
 
-    The longest come first so that memory runs out at the start or never.
+    The longest come first so that memory runs out at the start or never. `ordered`: which prompts are batched together
+    follows the order given, longest first only inside each batch.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def longest_first(indices: Sequence[int]) -> list[int]:
+        return sorted(indices, key=lambda index: (-lengths[index], index))
+
+    order = range(len(lengths)) if ordered else longest_first(range(len(lengths)))
+    return [longest_first(order[start : start + size]) for start in range(0, len(order), size)]

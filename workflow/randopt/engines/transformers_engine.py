@@ -9,7 +9,7 @@ temperature sampling: penalties in a model's generation_config are not applied.
 import copy
 import fnmatch
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 import transformers
@@ -81,7 +81,7 @@ class TransformersEngine:
         return checkpoint.weights_digest(self._live.items())
 
     @torch.inference_mode()
-    def generate(self, items: Sequence[Item], decoding: Decoding) -> Iterator[Completion]:
+    def generate(self, items: Sequence[Item], decoding: Decoding) -> Generator[Completion, None, None]:
         """Completions of the items as they finish. Equal calls give equal texts on one machine."""
         prompts = [self._tokens(item) for item in items]
         prefix = shared_prefix(prompts) if self._share_prefix and len(prompts) > 1 else 0
@@ -89,7 +89,8 @@ class TransformersEngine:
         if prefix:
             ids = torch.tensor([prompts[0][:prefix]], device=self.device)
             self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for batch in batches([len(prompt) for prompt in prompts], self.settings.batch_size):
+        lengths = [len(prompt) for prompt in prompts]
+        for batch in batches(lengths, self.settings.batch_size, self.settings.ordered):
             rows = copy.deepcopy(cache)
             if prefix:
                 rows.batch_repeat_interleave(len(batch))
@@ -103,7 +104,7 @@ class TransformersEngine:
         prefix: int,
         cache: transformers.Cache,
         decoding: Decoding,
-    ) -> Iterator[Completion]:
+    ) -> Generator[Completion, None, None]:
         """One batch: left padding between the shared prefix and the prompt's rest, then a token a step."""
         ids, mask = _left_padded([prompt[prefix:] for prompt in prompts], prefix, self._end[0], self.device)
         positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)[:, prefix:]

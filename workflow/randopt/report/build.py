@@ -5,7 +5,7 @@ import polars as pl
 from randopt import layout, tables
 from randopt.experiment import Experiment
 from randopt.files import write_text_atomic
-from randopt.report import figures, table
+from randopt.report import figures, savings, table
 
 
 def metrics_of(experiment: Experiment) -> list[pl.DataFrame]:
@@ -27,7 +27,7 @@ def write_report(experiment: Experiment) -> None:
         prefix = run.folder / layout.prefix_name(run.candidates)
         metrics = tables.read(prefix / "metrics.parquet", tables.METRICS, run_id=run.run_id)
         candidates = tables.read(prefix / "candidates.parquet", tables.CANDIDATES, run_id=run.run_id)
-        name = f"{run.description['model']['name']}-{run.task.label}-{run.run_id}"
+        name = f"{run.description['model']['name']}-{run.task.label}-{run.folder.name}"
         for kind, figure in (
             ("candidates", figures.score_histogram(candidates, metrics)),
             ("accuracy", figures.accuracy_against_k(metrics)),
@@ -35,7 +35,9 @@ def write_report(experiment: Experiment) -> None:
             for suffix in ("png", "svg"):
                 figures.save(figure, folder / f"{name}-{kind}.{suffix}")
     heading = f"# {experiment.config['experiment']}\n\n{sampling_note(experiment)}\n\n"
-    write_text_atomic(experiment.folder / "report.md", heading + table.to_markdown(frames, confidence) + "\n")
+    saved = "".join(f"\n- {note}" for note in savings.notes(experiment))
+    text = heading + table.to_markdown(frames, confidence) + saved + "\n"
+    write_text_atomic(experiment.folder / "report.md", text)
 
 
 def sampling_note(experiment: Experiment) -> str:

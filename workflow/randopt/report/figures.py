@@ -52,11 +52,12 @@ def score_histogram(candidates: pl.DataFrame, metrics: pl.DataFrame, metric: str
     """Accuracy of the candidates on the select items, one panel per σ, with the base and its interval.
 
     `metrics`: of the same run and N; `metric`: lenient or strict. Panels share both axes. A title
-    gives the share of candidates at or above the base: the solution density δ(0), ties counted.
+    gives the share of candidates at or above the base: the solution density δ(0), ties counted. Where a race
+    pruned candidates it is a lower bound; they are in no bar, as their accuracy is over fewer items.
     """
     base = _one(metrics, "base", "select", metric)
     items = base["n"]
-    counts = _counts(candidates[metric].to_numpy(), items)
+    counts = _counts(_complete(candidates)[metric].to_numpy(), items)
     own = round(base["value"] * items)
     low, high = min(counts.min(), own), max(counts.max(), own)
     step = -(-(high - low + 1) // BINS)  # items per bar, rounded up
@@ -67,15 +68,17 @@ def score_histogram(candidates: pl.DataFrame, metrics: pl.DataFrame, metric: str
         figure = _figure(1.0 + 1.25 * len(sigmas))
         axes = figure.subplots(len(sigmas), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axis, sigma in zip(axes, sigmas, strict=True):
-            mine = _counts(candidates.filter(pl.col("sigma") == sigma)[metric].to_numpy(), items)
+            here = candidates.filter(pl.col("sigma") == sigma)
+            mine = _counts(_complete(here)[metric].to_numpy(), items)
             heights, _ = np.histogram(mine, edges)
             colours = [BELOW if edge < own - 1 else ABOVE for edge in edges[:-1]]
             left, width = edges[:-1] / items * 100, 100 * step / items
             axis.bar(left, heights, width, align="edge", color=colours, edgecolor="white", linewidth=0.4)
             axis.axvspan(100 * base["ci_low"], 100 * base["ci_high"], color="0.5", alpha=0.18, lw=0, zorder=0)
             axis.axvline(100 * base["value"], color="black", lw=1.3, ls=DASHES["base"])
-            share = 100 * np.mean(mine >= own)
-            axis.set_title(f"σ = {sigma:g}: {share:.0f} % of {len(mine):,} candidates at or above the base")
+            share, pruned = 100 * np.sum(mine >= own) / here.height, here.height - len(mine)
+            title = f"{share:.0f} % of {here.height:,} candidates at or above the base"
+            axis.set_title(f"σ = {sigma:g}: " + (f"at least {title} ({pruned:,} pruned)" if pruned else title))
             axis.set_ylabel("candidates")
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         left, right = min(edges[0] / items, base["ci_low"]), max(edges[-1] / items, base["ci_high"])
@@ -189,6 +192,10 @@ def _apart(sizes: list[int], ratio: float = 1.12) -> list[int]:
         if not kept or kept[-1] / size >= ratio:
             kept.append(size)
     return kept[::-1]
+
+
+def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
+    return candidates.filter(pl.col("status") == "complete")
 
 
 def _counts(shares: np.ndarray, items: int) -> np.ndarray:

@@ -15,8 +15,8 @@ SCORERS = {
     scorer.name: scorer
     for scorer in (
         Scorer("number", 1, number.score),
-        Scorer("countdown", 1, countdown.score),
-        Scorer("countdown_paper", 1, countdown.paper),
+        Scorer("countdown", 1, countdown.score, max_reward=1.1),
+        Scorer("countdown_paper", 1, countdown.paper, max_reward=1.1),
         Scorer("gsm8k", 1, gsm8k.score),
         Scorer("gsm8k_paper", 1, gsm8k.paper),
         Scorer("reasoning_gym", 1, sandboxed.score, sandboxed=True),

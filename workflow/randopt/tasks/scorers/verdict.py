@@ -23,6 +23,7 @@ class Scorer(NamedTuple):
     score: Callable[[str, Any], Verdict]  # (response, reference); UserError when the reference is unusable
     batch: Callable[[Sequence[tuple[str, Any]]], list[Verdict]] | None = None  # same verdicts, many at once
     sandboxed: bool = False  # runs other people's code in processes of its own
+    max_reward: float = 1.0  # no verdict's reward is above it
 
 
 NO_ANSWER = Verdict(0.0, False, False, None)
