@@ -19,7 +19,7 @@ def base_tensors(folder: Path, table: Sequence[checkpoint.TensorInfo], dtype: to
 
 
 def perturbed_names(table: Sequence[checkpoint.TensorInfo], exclude: Sequence[str]) -> list[str]:
-    """Names of the floating-point tensors that no pattern excludes, in the table's order; UserError if there is none."""
+    """Names of the floating-point tensors that no pattern excludes, in order; UserError if there is none."""
     names = [
         info.name
         for info in table

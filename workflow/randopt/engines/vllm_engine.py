@@ -72,7 +72,7 @@ class VllmEngine:
             resident, share = device_memory(_base_bytes(manifest, settings.dtype), whole)
             options["gpu_memory_utilization"] = share
         with _told("loading the model"):
-            self._llm = LLMEngine.from_engine_args(vllm.EngineArgs(**options))
+            self._llm: Any = LLMEngine.from_engine_args(vllm.EngineArgs(**options))
             table = [[info.name, info.file, info.dtype, list(info.shape)] for info in manifest.tensors]
             held = (str(manifest.folder), table, perturbed, settings.dtype, settings.law, resident)
             self._llm.collective_rpc("randopt_hold_base", args=held)
