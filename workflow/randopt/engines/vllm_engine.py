@@ -54,6 +54,8 @@ class VllmEngine:
             "model": str(manifest.folder),
             "dtype": settings.dtype,
             "load_format": "safetensors",
+            "use_tqdm_on_load": False,
+            "skip_tokenizer_init": True,  # it is given token ids and gives token ids
             "max_num_seqs": settings.batch_size,
             "max_model_len": -1,  # as long as the model and the memory allow
             "tensor_parallel_size": settings.tensor_parallel,
@@ -136,6 +138,10 @@ class VllmEngine:
                         yield self._completion(items[index], prompts[index], output.outputs[0])
         finally:
             self._llm.abort_request(list(waiting))
+
+    def close(self) -> None:
+        """Free the memory and the processes of every rank; the engine cannot be used any more."""
+        self._llm.engine_core.shutdown()
 
     def _live_digests(self) -> list[dict[str, str]]:
         """For each rank, the digest of everything that holds weights, by name."""
@@ -251,6 +257,6 @@ def _told(what: str) -> Iterator[None]:
         log.exception("vLLM failed while %s", what)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"vLLM failed while {what}: {first} Finished requests are kept: run the same command again. If it "
+            f"vLLM failed while {what}: {first.rstrip('.')}. Finished requests are kept: run the same command again. If it "
             "fails at the same place, look above for its cause; a lower engine.batch_size needs less memory."
         ) from error

@@ -5,6 +5,7 @@ tensors under their checkpoint names, whole, and hands them to vLLM's own checkp
 packs them as it did at the start.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,8 @@ class WorkerExtension:
         memory-mapped, and buffers of its size take the perturbed tensors, since memory that is new in each candidate
         costs as much as the noise.
         """
+        # It warns at each reload of layers that load nothing; randopt_shift_all finds those that should.
+        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         infos = [checkpoint.TensorInfo(name, file, kind, tuple(shape)) for name, file, kind, shape in table]
         base = base_tensors(Path(folder), infos, getattr(torch, dtype))
         self._randopt_law = law
