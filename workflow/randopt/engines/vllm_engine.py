@@ -43,6 +43,8 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        from randopt.engines.vllm_worker import WorkerExtension
+
         self.settings = settings
         self.device = current_platform.device_type
         perturbed = perturbed_names(manifest.tensors, settings.exclude)
@@ -63,7 +65,7 @@ class VllmEngine:
             "generation_config": "vllm",  # no penalties from the model's folder
             "disable_log_stats": True,
             "seed": 0,
-            "worker_extension_cls": "randopt.engines.vllm_worker.WorkerExtension",
+            "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         }
         resident = False
         if self.device == "cpu":
@@ -255,8 +257,8 @@ def _told(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.exception("vLLM failed while %s", what)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"vLLM failed while {what}: {first.rstrip('.')}. Finished requests are kept: run the same command again. If it "
+            f"vLLM failed while {what}: {first}. Finished requests are kept: run the same command again. If it "
             "fails at the same place, look above for its cause; a lower engine.batch_size needs less memory."
         ) from error

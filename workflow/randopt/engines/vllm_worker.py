@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from randopt import noise
 from randopt.engines.base_weights import base_tensors
 from randopt.models import checkpoint
 from randopt.requests import Term
+
+# Blocks of the key-value cache are zeroed before they are used, as vLLM does for some models alone. What an earlier
+# candidate left behind is masked by a factor of 0, which does not help against the NaN of a broken one: without this,
+# every later candidate, and the base, answered differently. Set by import, in every process before the cache is made.
+KVCacheConfig.needs_kv_cache_zeroing = True
 
 
 class WorkerExtension:
