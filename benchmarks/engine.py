@@ -1,21 +1,24 @@
-"""What the candidate loop costs beyond generating: `python benchmarks/engine.py`, on the demo's model and items.
+"""What the candidate loop costs beyond generating: `python benchmarks/engine.py [transformers|vllm]`.
 
-Generating alone and the whole loop (weights, generation, part files on disk) alternate over the same candidates,
-so that a machine that slows down slows both.
+On the demo's model and items. Generating alone and the whole loop (weights, generation, part files on disk) alternate
+over the same candidates, so that a machine that slows down slows both.
 """
 
+import argparse
+import hashlib
 import json
 import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from randopt import engines, parts
-from randopt.engines import EngineSettings
+from randopt.engines import EngineSettings, Item
 from randopt.models.prepare import Manifest, load_manifest, prepare
 from randopt.models.source import parse
-from randopt.requests import candidate
+from randopt.requests import Decoding, candidate
 from randopt.shard import run_requests, to_items
 from randopt.tasks.items import make_items
 from randopt.tasks.spec import load_task
@@ -33,17 +36,23 @@ def demo_manifest(folder: Path) -> Manifest:
     return load_manifest(path)
 
 
-def bench(candidates: int = 8, rounds: int = 3) -> dict:
+def task_items(name: str) -> tuple[list[str], list[Item]]:
+    """Ids and items of a task's selection split."""
+    table = make_items(load_task(name, ROOT / "config" / "tasks"), ROOT)["select"]
+    return table["item_id"].to_list(), to_items(table)
+
+
+def bench(name: str, prefix_caching: bool = True, candidates: int = 8, rounds: int = 3) -> dict:
     """Seconds to load and to set weights, and the share of pure generation throughput that the loop keeps."""
     import torch
 
     manifest = demo_manifest(ROOT / "results" / "bench" / "model")
     threads = torch.get_num_threads()
     begun = time.perf_counter()
-    engine = engines.load("transformers", manifest, EngineSettings("bfloat16", 16, 64, "auto", "iid", (), threads))
+    settings = EngineSettings("bfloat16", 16, 64, "auto", "iid", (), threads, prefix_caching=prefix_caching)
+    engine = engines.load(name, manifest, settings)
     loading = time.perf_counter() - begun
-    items = make_items(load_task("times_table", ROOT / "config" / "tasks"), ROOT)["select"]
-    problems = to_items(items)
+    ids, problems = task_items("times_table")
     plan = [candidate(seed, SIGMA) for seed in range(1, candidates + 1)]
     for request in plan[:2]:  # the first call compiles the kernel and tokenises the items
         engine.set_weights(request.perturbation)
@@ -61,7 +70,7 @@ def bench(candidates: int = 8, rounds: int = 3) -> dict:
             generating += time.perf_counter() - begun
         alone.append(generating)
         with tempfile.TemporaryDirectory() as folder:
-            kept = parts.Parts(Path(folder) / "bench.parquet", {"run_id": "bench"}, items["item_id"].to_list())
+            kept = parts.Parts(Path(folder) / "bench.parquet", {"run_id": "bench"}, ids)
             progress = parts.begin_attempt(None, "bench", "search", (0, candidates))
             begun = time.perf_counter()
             run_requests(engine, problems, plan, kept, progress)
@@ -74,8 +83,35 @@ def bench(candidates: int = 8, rounds: int = 3) -> dict:
         "seconds_generating_per_candidate": round(statistics.median(alone) / candidates, 2),
         "share_of_pure_generation": round(sum(alone) / sum(loop), 3),
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "countdown": countdown(engine),
     }
 
 
+def countdown(engine: Any, items: int = 48, rounds: int = 3) -> dict:
+    """Seconds to generate the base's first tokens for countdown, whose prompts begin alike, from an empty cache."""
+    _, problems = task_items("countdown")
+    seconds, texts = [], ""
+    for seed in range(rounds + 1):  # the first round tokenises the items
+        engine.set_weights(((seed, SIGMA),))
+        engine.set_weights(())
+        begun = time.perf_counter()
+        found = {c.item_id: c.text for c in engine.generate(problems[:items], Decoding())}
+        seconds.append(time.perf_counter() - begun)
+        texts = json.dumps(found, sort_keys=True)
+    return {
+        "seconds": round(statistics.median(seconds[1:]), 2),
+        "texts": hashlib.blake2b(texts.encode(), digest_size=4).hexdigest(),
+    }
+
+
+def main() -> None:
+    """Print the figures of the engine named on the command line as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("engine", nargs="?", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--no-prefix-cache", action="store_true")
+    arguments = parser.parse_args()
+    print(json.dumps(bench(arguments.engine, not arguments.no_prefix_cache), indent=2))
+
+
 if __name__ == "__main__":
-    print(json.dumps(bench(), indent=2))
+    main()

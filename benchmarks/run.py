@@ -6,6 +6,7 @@ folder and run 200 jobs on this machine (half an hour on two cores).
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import subprocess
@@ -30,6 +31,16 @@ def measure(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout)
 
 
+def vllm_figures() -> dict:
+    """The engine vllm with and without its prefix cache, where it is installed."""
+    if importlib.util.find_spec("vllm") is None:
+        return {"engine_vllm": {"not run": "run make vllm"}}
+    return {
+        "engine_vllm": measure("engine.py", "vllm"),
+        "engine_vllm_without_prefix_cache": measure("engine.py", "vllm", "--no-prefix-cache"),
+    }
+
+
 def main() -> None:
     """Run everything, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -40,6 +51,7 @@ def main() -> None:
         "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
         "noise": measure("noise.py"),
         "engine": measure("engine.py"),
+        **vllm_figures(),
         "dry_run": measure("dry_run.py"),
         "gather": measure("gather.py", *gather),
         **({} if quick else {"slurm": measure("slurm.py")}),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["What", "is", "times", "?", "Answer", "with", "only", "the", "number", ".", "=", "So", "answer"]
 
 
-def build_tiny_model(folder: Path, dtype: str = "bfloat16") -> Path:
+def build_tiny_model(folder: Path, dtype: str = "bfloat16", head_dim: int = 8) -> Path:
     """A two-layer Llama with random weights and a word-level tokenizer, as a checkpoint folder.
 
     The weights are a fixed function of a seed; its answers are nonsense, but real generations.
@@ -36,6 +36,7 @@ def build_tiny_model(folder: Path, dtype: str = "bfloat16") -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         eos_token_id=1,

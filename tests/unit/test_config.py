@@ -58,6 +58,7 @@ def test_defaults_are_filled_in_at_every_depth() -> None:
         ("ensemble.top_k", [17], ["K = 17", "N = 16"]),
         ("ensemble.members", 2, ["ensemble.top_k", "raise members to 4"]),
         ("engine.name", "llama.cpp", ["engine.name", "llama.cpp", "transformers"]),
+        ("engine.tensor_parallel", 2, ["engine.tensor_parallel", "transformers", "use vllm"]),
         ("models.0.source", "s3:bucket", ["models.0.source", "s3:bucket"]),
         ("experiment", "a/b", ["experiment", "a/b"]),
     ],

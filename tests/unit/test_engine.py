@@ -8,7 +8,7 @@ import torch
 from randopt import engines, noise
 from randopt.engines import EngineSettings, Item
 from randopt.engines.prompts import batches, shared_prefix
-from randopt.engines.sampling import next_tokens, uniform
+from randopt.engines.sampling import next_tokens, stream_seed, uniform
 from randopt.errors import UserError
 from randopt.models import checkpoint
 from randopt.models.prepare import load_manifest, prepare
@@ -141,6 +141,13 @@ def test_a_broken_candidate_ends_and_the_base_returns(engine, items, manifest) -
     assert engine.weights_digest() == manifest.content["weights_digest"]
 
 
+def test_an_engine_that_is_not_installed_is_named_before_anything_runs(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    engines.require("transformers")
+    with pytest.raises(UserError, match="make vllm"):
+        engines.require("vllm")
+
+
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(4000, 1)
     ids = [f"item-{i}" for i in range(4000)]
@@ -151,6 +158,8 @@ def test_sampling_follows_the_distribution() -> None:
     assert (cold == 0).all()
     assert 0 <= uniform(1, "a", 0) < 1
     assert uniform(1, "a", 0) != uniform(1, "a", 1)
+    seeds = {stream_seed(sample, item) for sample in range(20) for item in "abc"}
+    assert len(seeds) == 60 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_prefix_and_batches() -> None:

@@ -135,6 +135,12 @@ def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:
             mistakes.append(
                 f"search.sigmas: {sigma} was given, expected finite numbers above 0 (the base itself is a control)."
             )
+    engine = config["engine"]
+    if engine["tensor_parallel"] > 1 and engine["name"] != "vllm":
+        mistakes.append(
+            f"engine.tensor_parallel: {engine['tensor_parallel']} was given, but engine.name: {engine['name']} uses "
+            "one device; set it to 1 or use vllm."
+        )
     repeated = sorted({sigma for sigma in search["sigmas"] if search["sigmas"].count(sigma) > 1})
     if repeated:
         mistakes.append(f"search.sigmas: {repeated} stands more than once; give each σ once.")

@@ -5,7 +5,6 @@ The accelerator waits for neither disk nor scoring.
 """
 
 import gc
-import importlib.metadata
 import json
 import logging
 import time
@@ -40,6 +39,7 @@ def generate(
     threads: int,
     disk_wait: float = 0.0,
     scratch: Path | None = None,
+    tensor_parallel: int = 1,
 ) -> None:
     """Make a shard's completions and ledger, continuing from the parts of earlier attempts.
 
@@ -73,9 +73,18 @@ def generate(
         manifest = read_manifest(_manifest_path(run))
         digest = manifest.content["weights_digest"]
         if missing:
-            _generate_missing(
-                run, table, missing, kept, progress, batch_size, threads, manifest, disk_wait, scratch, contest
+            settings = EngineSettings(
+                dtype=run["model"]["dtype"],
+                max_tokens=run["decoding"]["max_tokens"],
+                batch_size=batch_size,
+                chat_template=run["model"]["chat_template"],
+                law=run["noise"]["law"],
+                exclude=tuple(run["model"]["exclude"]),
+                threads=threads,
+                tensor_parallel=tensor_parallel,
+                ordered=contest is not None,
             )
+            _generate_missing(run, table, missing, kept, progress, settings, manifest, disk_wait, scratch, contest)
         completions = kept.merge(requests)
         # Snakemake removes a finished output when it believes the job failed (a late network file system),
         # starts it again (a restarted driver) or misses an input; what is under another name is taken over. That name
@@ -158,8 +167,7 @@ def _generate_missing(
     missing: Sequence[Request],
     kept: parts.Parts,
     progress: parts.Progress,
-    batch_size: int,
-    threads: int,
+    settings: EngineSettings,
     manifest: Manifest,
     disk_wait: float,
     scratch: Path | None,
@@ -168,19 +176,9 @@ def _generate_missing(
     """Load the engine, run the loop, and prove that the base is still the base."""
     begun = time.perf_counter()
     spent = progress.seconds_total
-    settings = EngineSettings(
-        dtype=run["model"]["dtype"],
-        max_tokens=run["decoding"]["max_tokens"],
-        batch_size=batch_size,
-        chat_template=run["model"]["chat_template"],
-        law=run["noise"]["law"],
-        exclude=tuple(run["model"]["exclude"]),
-        threads=threads,
-        ordered=contest is not None,
-    )
     items = to_items(table)
     # items of one batch are all under way at once; in the table's order their texts are those of an unraced run
-    if contest and len(items) > batch_size:
+    if contest and len(items) > settings.batch_size:
         items = contest.pilot.hardest_first(items)
     engine = _load_engine(run["engine"], manifest, settings, scratch)
     progress.seconds_loading += time.perf_counter() - begun
@@ -316,9 +314,7 @@ def _write_ledger(
         "prompt_tokens": completions["prompt_tokens"].cast(pl.UInt64).sum(),
         "completion_tokens": completions["completion_tokens"].cast(pl.UInt64).sum(),
         "weights_digest": digest,
-        "versions": json.dumps(
-            {name: importlib.metadata.version(name) for name in ("randopt", "torch", "transformers", "polars")}
-        ),
+        "versions": json.dumps(engines.versions(run["engine"])),
     }
     frame = pl.DataFrame([row], schema=tables.LEDGER.schema)
     tables.write(frame, tables.LEDGER, path, run_id=run["run_id"])

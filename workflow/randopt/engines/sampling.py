@@ -27,6 +27,14 @@ def next_tokens(logits: torch.Tensor, decoding: Decoding, item_ids: Sequence[str
 
 def uniform(sample_seed: int, item_id: str, step: int) -> float:
     """A number in [0, 1) from 53 bits of BLAKE2b over (sample seed, item id, step)."""
-    text = f"{sample_seed}\0{item_id}\0{step}".encode()
-    word = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    return (word >> 11) * 2.0**-53
+    return (_word(f"{sample_seed}\0{item_id}\0{step}") >> 11) * 2.0**-53
+
+
+def stream_seed(sample_seed: int, item_id: str) -> int:
+    """Seed in [0, 2**63) of an item's own generator, for an engine that draws by itself."""
+    return _word(f"{sample_seed}\0{item_id}") >> 1
+
+
+def _word(text: str) -> int:
+    """64 bits of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -7,7 +7,6 @@ temperature sampling: penalties in a model's generation_config are not applied.
 """
 
 import copy
-import fnmatch
 import logging
 from collections.abc import Generator, Sequence
 
@@ -16,7 +15,8 @@ import transformers
 
 from randopt import noise
 from randopt.engines import Completion, EngineSettings, Item
-from randopt.engines.prompts import batches, shared_prefix, token_ids
+from randopt.engines.base_weights import base_tensors, perturbed_names
+from randopt.engines.prompts import batches, completion, end_tokens, shared_prefix, token_ids
 from randopt.engines.sampling import next_tokens
 from randopt.errors import UserError
 from randopt.models import checkpoint
@@ -45,22 +45,13 @@ class TransformersEngine:
         # last token's strided hidden states into one product but copies the output matrix once per row, 3.6 GB and
         # half of the time at batch 64 on the demo's model.
         self._model.eval().to(self.device)
-        self._base = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in checkpoint.tensors(manifest.folder, manifest.tensors)
-        }
+        self._base = base_tensors(manifest.folder, manifest.tensors, dtype)
         self._live = _live_tensors(self._model, self._base)
         if self.device == "cuda" and noise.runs_on(self._model.device):
             self._base = _beside_the_model(self._base)
-        self._perturbed = [
-            name
-            for name, tensor in self._base.items()
-            if tensor.is_floating_point() and not any(fnmatch.fnmatchcase(name, p) for p in settings.exclude)
-        ]
-        if not self._perturbed:
-            raise UserError(f"models.exclude: {list(settings.exclude)} excludes every tensor of the model.")
+        self._perturbed = perturbed_names(manifest.tensors, settings.exclude)
         self._current: Perturbation = ()
-        self._end = _end_tokens(self._model, self._tokenizer)
+        self._end = end_tokens(self._model.generation_config, self._tokenizer)
         self._prompts: dict[Item, list[int]] = {}
         # a sliding window counts cache slots, padding included, so there only whole prompts are safe
         kinds = set(getattr(self._model.config.get_text_config(), "layer_types", None) or ["full_attention"])
@@ -130,7 +121,7 @@ class TransformersEngine:
                 texts[row].append(token)
                 if over or step + 1 == self.settings.max_tokens:
                     still.discard(row)
-                    yield self._completion(items[row], prompts[row], texts[row], over)
+                    yield completion(self._tokenizer, items[row], prompts[row], texts[row], over)
             running = [row for row in running if row in still]
             if not running:
                 return
@@ -142,10 +133,6 @@ class TransformersEngine:
             ids = tokens[:, None]
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
             positions = positions[:, -1:] + 1
-
-    def _completion(self, item: Item, prompt: list[int], tokens: list[int], ended: bool) -> Completion:
-        text = str(self._tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True))
-        return Completion(item.item_id, text, "stop" if ended else "length", len(prompt), len(tokens))
 
     def _tokens(self, item: Item) -> list[int]:
         """The item's prompt; tokenised once, not once per candidate."""
@@ -200,13 +187,3 @@ def _live_tensors(model: torch.nn.Module, base: dict[str, torch.Tensor]) -> dict
     if strangers:
         raise UserError(f"the checkpoint has no weights for {strangers[:5]} of {type(model).__name__}.")
     return live
-
-
-def _end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a completion: the generation config's and the tokenizer's."""
-    declared = model.generation_config.eos_token_id if model.generation_config else None
-    found = declared if isinstance(declared, list) else [declared]
-    ends = list(dict.fromkeys(t for t in [*found, tokenizer.eos_token_id] if t is not None))
-    if not ends:
-        raise UserError("the model declares no end-of-text token (eos_token_id); add it to generation_config.json.")
-    return ends

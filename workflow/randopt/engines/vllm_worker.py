@@ -1,0 +1,136 @@
+"""What every vLLM worker is extended with: the pristine base, and loading perturbations of it.
+
+vLLM fuses, shards and packs weights, so nothing is written into its tensors here. Each rank makes the perturbed
+tensors under their checkpoint names, whole, and hands them to vLLM's own checkpoint reload, which fuses, shards and
+packs them as it did at the start.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from randopt import noise
+from randopt.engines.base_weights import base_tensors
+from randopt.models import checkpoint
+from randopt.requests import Term
+
+# Blocks of the key-value cache are zeroed before they are used, as vLLM does for some models alone. What an earlier
+# candidate left behind is masked by a factor of 0, which does not help against the NaN of a broken one: without this,
+# every later candidate, and the base, answered differently. Set by import, in every process before the cache is made.
+KVCacheConfig.needs_kv_cache_zeroing = True
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker class by name (worker_extension_cls); `self` is the worker of one rank."""
+
+    model_runner: Any
+    reload_weights: Any
+    device: torch.device
+
+    def randopt_hold_base(
+        self,
+        folder: str,
+        table: Sequence[Sequence[Any]],
+        perturbed: Sequence[str],
+        dtype: str,
+        law: str,
+        resident: bool,
+    ) -> None:
+        """Read the base (`table`: name, file, dtype, shape of each tensor) and keep it at hand.
+
+        On an accelerator it lies in device memory if `resident`, else in page-locked host memory. On the CPU it stays
+        memory-mapped, and buffers of its size take the perturbed tensors, since memory that is new in each candidate
+        costs as much as the noise.
+        """
+        # It warns at each reload of layers that load nothing; randopt_shift_all finds those that should.
+        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
+        infos = [checkpoint.TensorInfo(name, file, kind, tuple(shape)) for name, file, kind, shape in table]
+        base = base_tensors(Path(folder), infos, getattr(torch, dtype))
+        self._randopt_law = law
+        self._randopt_perturbed = frozenset(perturbed)
+        self._randopt_buffers: dict[str, torch.Tensor] = {}
+        if self.device.type == "cpu":
+            self._randopt_buffers = {name: torch.empty_like(base[name]) for name in perturbed}
+        elif resident:
+            base = {name: tensor.to(self.device) for name, tensor in base.items()}
+        else:
+            base = {name: tensor.pin_memory() for name, tensor in base.items()}
+        self._randopt_base = base
+
+    @torch.inference_mode()
+    def randopt_set_weights(self, perturbation: Sequence[Term]) -> None:
+        """Make this rank's weights those of base + Σ coefficient·ε(seed)."""
+        self._randopt_load(self._randopt_tensors(perturbation))
+
+    @torch.inference_mode()
+    def randopt_shift_all(self) -> None:
+        """Load ones added to the whole base, excluded tensors too: whatever then is as before was not reached."""
+        self._randopt_load(
+            (name, base + 1 if base.is_floating_point() else base) for name, base in self._randopt_base.items()
+        )
+
+    def randopt_checkpoint_digest(self, perturbation: Sequence[Term]) -> str:
+        """Digest of the checkpoint tensors that this rank makes for `perturbation`."""
+        return checkpoint.weights_digest((name, t.cpu()) for name, t in self._randopt_tensors(perturbation))
+
+    @torch.inference_mode()
+    def randopt_live_digests(self) -> dict[str, str]:
+        """Name -> digest of every parameter and buffer, and of what packed linear layers hold outside of both."""
+        model = self.model_runner.get_model()
+        held = [*_kind("parameter", model.named_parameters()), *_kind("buffer", model.named_buffers())]
+        return {name: checkpoint.weights_digest([(name, t)]) for name, t in [*held, *_packed_weights(model)]}
+
+    def _randopt_load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self.reload_weights(weights_iterator=tensors)
+        for layer in self._randopt_tied:
+            layer.quant_method.process_weights_after_loading(layer)
+
+    def _randopt_tensors(self, perturbation: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every checkpoint tensor under its name, perturbed; on this rank's device but for those left as they are."""
+        for name, base in self._randopt_base.items():
+            if perturbation and name in self._randopt_perturbed:
+                here = base.to(self.device, non_blocking=True)
+                out = self._randopt_buffers.get(name)
+                yield name, noise.perturb(here, name, perturbation, law=self._randopt_law, out=out)
+            else:
+                yield name, base
+
+    @cached_property
+    def _randopt_tied(self) -> list[Any]:
+        """Layers of the CPU backend that pack a weight which another layer has loaded: a tied output head.
+
+        The reload packs a weight again for the layer that loads it alone.
+        """
+        owners: dict[int, Any] = {}
+        tied = []
+        for layer in self.model_runner.get_model().modules():
+            weight = layer._parameters.get("weight")
+            if (
+                weight is not None
+                and owners.setdefault(id(weight), layer) is not layer
+                and hasattr(layer, "cpu_linear")
+            ):
+                tied.append(layer)
+        return tied
+
+
+def _kind(kind: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((f"{kind} {name}", tensor) for name, tensor in named if tensor.numel())
+
+
+def _packed_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights [inputs, outputs] inside the packed linear layers of vLLM's CPU backend, by name.
+
+    The packed form is opaque, so it is read by what it does: the identity times the weight is the weight exactly.
+    """
+    for name, layer in model.named_modules():
+        linear = getattr(layer, "cpu_linear", None)
+        if linear is not None:
+            whole = layer.weight.dim() == 2  # a packed weight may leave an empty one behind
+            width = layer.weight.shape[1] if whole else layer.input_size_per_partition
+            yield f"packed {name}", linear(torch.eye(width, dtype=layer.weight.dtype), layer.weight, None)
