@@ -251,6 +251,7 @@ def generate(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     disk_wait: Annotated[float, typer.Option(help="Seconds to wait for a full or read-only results folder.")] = 0.0,
     scratch: Annotated[str, typer.Option(help="Copy the weights here once per node; $VARIABLES are expanded.")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="Engines side by side; devices and threads are shared out.")] = 1,
 ) -> None:
     """Generate a shard's completions; continues from what earlier attempts finished."""
     _stay_offline()
@@ -261,7 +262,7 @@ def generate(
     from randopt.models.local_copy import scratch_folder
     from randopt.shard import generate as generate_shard
 
-    generate_shard(run, stage, parse_shard(shard), batch_size, threads, disk_wait, scratch_folder(scratch))
+    generate_shard(run, stage, parse_shard(shard), batch_size, threads, disk_wait, scratch_folder(scratch), workers)
 
 
 @app.command("measure-speed", rich_help_panel=STEPS)

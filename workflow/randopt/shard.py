@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from randopt import engines, layout, parts, plan, tables
+from randopt import engines, layout, node, parts, plan, tables
 from randopt.engines import Engine, EngineSettings, Item
 from randopt.errors import UserError
 from randopt.experiment import load_run
@@ -38,9 +38,11 @@ def generate(
     threads: int,
     disk_wait: float = 0.0,
     scratch: Path | None = None,
+    workers: int = 1,
 ) -> None:
     """Make a shard's completions and ledger, continuing from the parts of earlier attempts.
 
+    Several `workers` share the job's devices, each with an engine and a slice of the requests.
     A full or read-only results folder is waited for, up to `disk_wait` seconds at each request. The weights are
     read from a copy below `scratch`, if given.
     Raises UserError for anything the user can mend; whatever was finished stays in parts.
@@ -64,10 +66,16 @@ def generate(
         missing = [request for request in requests if kept.read(request) is None]
         progress.done = progress.done_at_attempt = len(requests) - len(missing)
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
-        manifest = read_manifest(_manifest_path(run))
+        manifest = read_manifest(layout.manifest_file(run["model_id"]))
         digest = manifest.content["weights_digest"]
-        if missing:
-            _generate_missing(run, table, missing, kept, progress, batch_size, threads, manifest, disk_wait, scratch)
+
+        def work(requests: Sequence[Request], kept: parts.Parts, progress: parts.Progress, threads: int) -> None:
+            _generate_missing(run, table, requests, kept, progress, batch_size, threads, manifest, disk_wait, scratch)
+
+        if len(missing) > 1 and workers > 1:
+            node.generate(work, missing, kept, progress, workers, threads)
+        elif missing:
+            work(missing, kept, progress, threads)
         completions = kept.merge(requests)
         # Snakemake removes a finished output when it believes the job failed (a late network file system),
         # starts it again (a restarted driver) or misses an input; what is under another name is taken over. That name
@@ -77,7 +85,7 @@ def generate(
         def publish() -> None:
             tables.write(completions, tables.COMPLETIONS, second, **kept.footer, **_place(stage, shard))
             give_second_name(second, output)
-            _write_ledger(layout.kept_file(ledger), run, progress, completions, len(missing), digest)
+            _write_ledger(layout.kept_file(ledger), run, progress, completions, requests, len(missing), digest)
             give_second_name(layout.kept_file(ledger), ledger)
 
         patiently(publish, disk_wait)
@@ -102,7 +110,11 @@ def run_requests(
     progress: parts.Progress,
     disk_wait: float = 0.0,
 ) -> None:
-    """The candidate loop. At most one finished request waits for the disk, for up to `disk_wait` seconds."""
+    """The candidate loop. At most one finished request waits for the disk, for up to `disk_wait` seconds.
+
+    `randopt verify` will want the digest of each expert's weights, and of some candidate's; of all it would cost time.
+    """
+    every = layout.stage_kind(progress.stage) in ("members", "random")  # a members stage takes over from random
     shard = layout.shard_name((progress.start, progress.stop))
     bar = tqdm(
         total=progress.stop - progress.start,
@@ -121,6 +133,8 @@ def run_requests(
             completions = list(engine.generate(items, request.decoding))
             progress.seconds_perturbing += set_at - begun
             progress.seconds_generating += time.perf_counter() - set_at
+            if every or (layout.stage_kind(progress.stage) == "search" and request is requests[-1]):
+                progress.digests[request.request_id] = engine.weights_digest()
             if pending is not None:
                 pending.result()
             progress.done += 1
@@ -223,10 +237,6 @@ def _check_digest(engine: Engine, manifest: Manifest, when: str) -> None:
         )
 
 
-def _manifest_path(run: Mapping[str, Any]) -> Path:
-    return layout.RESULTS / "models" / run["model_id"] / "manifest.json"
-
-
 def _place(stage: str, shard: layout.Shard) -> dict[str, str | int]:
     return {"stage": stage, "start": shard[0], "stop": shard[1]}
 
@@ -236,6 +246,7 @@ def _write_ledger(
     run: Mapping[str, Any],
     progress: parts.Progress,
     completions: pl.DataFrame,
+    requests: Sequence[Request],
     requests_here: int,
     digest: str,
 ) -> None:
@@ -246,6 +257,7 @@ def _write_ledger(
         **_place(progress.stage, shard),
         "host": progress.host,
         "device": progress.device or "none needed",
+        "workers": progress.workers,
         "scheduler_job_id": progress.scheduler_job_id,
         "attempts": progress.attempts,
         "requests_here": requests_here,
@@ -256,6 +268,11 @@ def _write_ledger(
         "prompt_tokens": completions["prompt_tokens"].cast(pl.UInt64).sum(),
         "completion_tokens": completions["completion_tokens"].cast(pl.UInt64).sum(),
         "weights_digest": digest,
+        "digests": [
+            {"request_id": request.request_id, "digest": progress.digests[request.request_id]}
+            for request in requests  # what was set aside since an earlier attempt is left out
+            if request.request_id in progress.digests
+        ],
         "versions": json.dumps(
             {name: importlib.metadata.version(name) for name in ("randopt", "torch", "transformers", "polars")}
         ),
