@@ -39,6 +39,7 @@ def finish(run, stage: str, shard: layout.Shard, here: int, attempts: int = 1, s
         **{"scheduler_job_id": None, "attempts": attempts, "requests_here": here, "seconds_loading": 30.0 * attempts},
         **{"seconds_perturbing": 0.0, "seconds_generating": seconds, "seconds_total": seconds + 30.0},
         **{"prompt_tokens": 1, "completion_tokens": 1, "weights_digest": "", "versions": "{}"},
+        **{"workers": 1, "digests": []},
     }
     path = layout.shard_file(run.folder, stage, "ledger", shard)
     tables.write(tables.pl.DataFrame([row], schema=tables.LEDGER.schema), tables.LEDGER, path, run_id=run.run_id)

@@ -75,6 +75,18 @@ def test_the_cluster_profile_asks_for_one_gpu_memory_and_time(untouched, profile
     assert re.search(r"^generate +7$", text, flags=re.M)
 
 
+def test_several_workers_in_a_job_ask_for_as_much_memory_each(untouched) -> None:
+    def asked(*arguments: str) -> list[dict[str, str]]:
+        text = dry_run(untouched, "--profile", "slurm", *arguments)
+        found = [re.findall(r"resources: (.*)", block)[0] for block in blocks(text, "generate")]
+        return [dict(pair.split("=", 1) for pair in resources.split(", ")) for resources in found]
+
+    one, four = asked(), asked("--set-resources", "generate:workers_per_job=4", "generate:gpu=4", "generate:nodes=1")
+    assert {(each["gpu"], each["workers_per_job"]) for each in one} == {("1", "1")}
+    assert {(each["gpu"], each["workers_per_job"]) for each in four} == {("4", "4")}
+    assert [int(each["mem_mb"]) for each in four] == [4 * int(each["mem_mb"]) for each in one]
+
+
 def test_five_thousand_candidates_are_planned_whole(tmp_path, tiny_model) -> None:
     checkout = Checkout(tmp_path, tiny_model)
     checkout.config["search"].update(candidates=5000, shard_size=64)

@@ -98,6 +98,40 @@ def show(experiment: ExperimentName = "demo") -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
+def verify(
+    experiment: ExperimentName = "demo",
+    rank: Annotated[int | None, typer.Option(min=1, help="Only the expert of this rank.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only the candidate with this seed.")] = None,
+) -> None:
+    """Rebuild experts' weights from seed and σ, and compare them with those that answered.
+
+    Example: randopt verify demo --rank 1
+
+    Engines take digests of the weights of every member and of some search candidates. Exit code 1: a digest differs;
+    2: there was nothing to compare with.
+    """
+    from rich.console import Console
+
+    from randopt import verify as verification
+    from randopt.find import started
+
+    if rank is not None and seed is not None:
+        raise UserError("--rank and --seed were both given; give one of them.")
+    checks = verification.verify(started(experiment), rank, seed)
+    console = Console()
+    console = console if console.is_terminal else Console(width=180)  # as in show
+    console.print(verification.render(checks))
+    if any(check.equal is False for check in checks):
+        raise typer.Exit(1)
+    experts = [check for check in checks if check.perturbation]
+    if not experts or any(check.equal is None for check in experts):
+        raise UserError(
+            "nothing was recorded to compare with: digests are taken of members, and of the last candidate of each "
+            "search shard, when they are generated."
+        )
+
+
+@app.command(rich_help_panel=PEOPLE)
 def judge(
     task: Annotated[str, typer.Argument(help="times_table, countdown, gsm8k, reasoning_gym:DATASET, or a task file.")],
     scorer: Annotated[str | None, typer.Option(help="A scorer by name, or `paper`; default: the task's.")] = None,
@@ -255,6 +289,7 @@ def generate(
     disk_wait: Annotated[float, typer.Option(help="Seconds to wait for a full or read-only results folder.")] = 0.0,
     scratch: Annotated[str, typer.Option(help="Copy the weights here once per node; $VARIABLES are expanded.")] = "",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that share the model.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Engines side by side; devices and threads are shared out.")] = 1,
 ) -> None:
     """Generate a shard's completions; continues from what earlier attempts finished."""
     _stay_offline()
@@ -266,7 +301,7 @@ def generate(
     from randopt.shard import generate as generate_shard
 
     folder = scratch_folder(scratch)
-    generate_shard(run, stage, parse_shard(shard), batch_size, threads, disk_wait, folder, tensor_parallel)
+    generate_shard(run, stage, parse_shard(shard), batch_size, threads, disk_wait, folder, tensor_parallel, workers)
 
 
 @app.command("measure-speed", rich_help_panel=STEPS)

@@ -4,6 +4,7 @@ import errno
 import glob
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 # full, over quota, read-only, a file server that is away: somebody or something mends these while we wait
 _MAY_PASS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
 _LOOK_SECONDS = 5.0
+LOG_TAIL = 8192  # bytes of a log that are searched for its last words
 
 
 class CannotWriteNow(UserError):
@@ -75,6 +77,18 @@ def remove_temporaries(path: Path) -> None:
     """Remove what processes that were killed while they wrote `path` have left beside it."""
     for temporary in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.tmp"):
         temporary.unlink(missing_ok=True)
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that names an error, or nothing."""
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(0, log.stat().st_size - LOG_TAIL))
+            text = stream.read().decode(errors="replace").replace("\r", "\n")
+    except OSError:
+        return ""
+    named = [line.strip() for line in text.splitlines() if re.search(r"error|interrupted|killed", line, re.IGNORECASE)]
+    return named[-1] if named else ""
 
 
 def _write_once(path: Path, write: Callable[[Path], object]) -> None:

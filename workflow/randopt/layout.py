@@ -156,6 +156,11 @@ def requests_file(run: Path, stage: str) -> Path:
     return Path(run) / stage / "requests.parquet"
 
 
+def manifest_file(model_id: str) -> Path:
+    """What is recorded of a prepared model."""
+    return RESULTS / "models" / model_id / "manifest.json"
+
+
 def kept_file(output: Path) -> Path:
     """A second name of a shard's completions or ledger that Snakemake does not know, and so never removes."""
     return Path(output).with_suffix(".kept")

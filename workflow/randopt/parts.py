@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from randopt.requests import Request
 log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+SUMS = ("done", "seconds_loading", "seconds_perturbing", "seconds_generating", "seconds_total")  # of workers
 
 
 @dataclass
 class Progress:
-    """State of a shard for `randopt status` and the ledger; seconds add up over attempts."""
+    """State of a shard for `randopt status` and the ledger; seconds add up over attempts, and over workers."""
 
     run_id: str
     stage: str
@@ -41,7 +42,8 @@ class Progress:
     host: str = ""
     pid: int = 0
     scheduler_job_id: str | None = None
-    device: str = ""
+    device: str = ""  # of several workers: all of theirs
+    workers: int = 1  # engines at work side by side
     error: str = ""
     updated: float = 0.0  # Unix time
     attempt_started: float = 0.0  # Unix time
@@ -51,6 +53,7 @@ class Progress:
     seconds_perturbing: float = 0.0
     seconds_generating: float = 0.0
     seconds_total: float = 0.0
+    digests: dict[str, str] = field(default_factory=dict)  # request id -> digest of its weights, where it was taken
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Parts:
     completions: Path  # the shard's final output
     footer: Mapping[str, str | int | None]  # run_id, items hash and race that every part must carry
     item_ids: Sequence[str]
+    progress_file: str = PROGRESS  # in the folder
 
     @property
     def folder(self) -> Path:
@@ -150,13 +154,13 @@ class Parts:
 
     def load_progress(self) -> Progress | None:
         """The progress of an earlier attempt, if it left one."""
-        return read_progress(self.folder / PROGRESS)
+        return read_progress(self.folder / self.progress_file)
 
     def save_progress(self, progress: Progress) -> None:
         """Tell `randopt status` how the shard stands. Not being able to for a while is no reason to stop."""
         progress.updated = time.time()
         try:
-            write_text_atomic(self.folder / PROGRESS, json.dumps(asdict(progress)))
+            write_text_atomic(self.folder / self.progress_file, json.dumps(asdict(progress)))
         except CannotWriteNow as error:
             log.warning("the state of the shard is not saved: %s", error)
 
@@ -179,7 +183,7 @@ def finished_progress(ledger: Path, run_id: str) -> Progress | None:
     except (UserError, pl.exceptions.PolarsError):
         return None
     shared = {name: row[name] for name in row if name in Progress.__dataclass_fields__}
-    return Progress(**shared)
+    return Progress(**shared | {"digests": {each["request_id"]: each["digest"] for each in row["digests"]}})
 
 
 def begin_attempt(earlier: Progress | None, run_id: str, stage: str, shard: layout.Shard) -> Progress:
@@ -188,6 +192,7 @@ def begin_attempt(earlier: Progress | None, run_id: str, stage: str, shard: layo
     progress.attempts += 1
     progress.state = "loading"
     progress.error = ""
+    progress.workers = 1
     progress.host = socket.gethostname()
     progress.pid = os.getpid()
     progress.scheduler_job_id = os.environ.get("SLURM_JOB_ID")

@@ -14,16 +14,19 @@ MAX_MINUTES = 24 * 60
 MAX_MB = 512_000
 
 
-def generate_mem_mb(run: Run, attempt: int) -> int:
-    """Host memory: the pristine base, one more copy while loading, and 6 GB for the rest."""
+def generate_mem_mb(run: Run, attempt: int, workers: int = 1) -> int:
+    """Host memory: for each worker the pristine base, one more copy while loading, and 6 GB for the rest."""
     weights = billions(run.description) * 1000 * BYTES_PER_WEIGHT[run.description["model"]["dtype"]]
-    return min(MAX_MB, int((6000 + 2 * weights) * attempt))
+    return min(MAX_MB, int((6000 + 2 * weights) * workers * attempt))
 
 
-def generate_runtime(run: Run, stage: str, shard: str, attempt: int) -> int:
-    """Minutes: every completion at the probed speed with room to spare, or at the assumed one, plus the start."""
+def generate_runtime(run: Run, stage: str, shard: str, attempt: int, workers: int = 1) -> int:
+    """Minutes: every completion at the probed speed with room to spare, or at the assumed one, plus the start.
+
+    Several workers share the completions. Those on one device are slower each, which a probe with as many has seen.
+    """
     start, stop = layout.parse_shard(shard)
     items = sum(run.task.splits[split]["size"] for split in layout.stage_splits(stage))
-    minutes = (stop - start) * items * run.speed.seconds_per_completion / 60
+    minutes = (stop - start) * items * run.speed.seconds_per_completion / 60 / workers
     factor = MEASURED_FACTOR if run.speed.measured else 1.0
     return min(MAX_MINUTES, int((START_MINUTES + factor * minutes) * attempt))

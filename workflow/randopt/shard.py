@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from tqdm import tqdm
 
-from randopt import engines, layout, parts, plan, race, tables
+from randopt import engines, layout, node, parts, plan, race, tables
 from randopt.engines import Completion, Engine, EngineSettings, Item
 from randopt.errors import UserError
 from randopt.experiment import load_run
@@ -40,9 +41,11 @@ def generate(
     disk_wait: float = 0.0,
     scratch: Path | None = None,
     tensor_parallel: int = 1,
+    workers: int = 1,
 ) -> None:
     """Make a shard's completions and ledger, continuing from the parts of earlier attempts.
 
+    Several `workers` share the job's devices, each with an engine and a slice of the requests.
     A full or read-only results folder is waited for, up to `disk_wait` seconds at each request. The weights are
     read from a copy below `scratch`, if given.
     Raises UserError for anything the user can mend; whatever was finished stays in parts.
@@ -70,21 +73,28 @@ def generate(
         progress.pruned = sum(map(race.pruned_items, held.values()))
         contest = _race(run_folder, run, requests, table, held) if layout.raced(run, stage, shard) else None
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
-        manifest = read_manifest(_manifest_path(run))
+        manifest = read_manifest(layout.manifest_file(run["model_id"]))
         digest = manifest.content["weights_digest"]
-        if missing:
-            settings = EngineSettings(
-                dtype=run["model"]["dtype"],
-                max_tokens=run["decoding"]["max_tokens"],
-                batch_size=batch_size,
-                chat_template=run["model"]["chat_template"],
-                law=run["noise"]["law"],
-                exclude=tuple(run["model"]["exclude"]),
-                threads=threads,
-                tensor_parallel=tensor_parallel,
-                ordered=contest is not None,
-            )
-            _generate_missing(run, table, missing, kept, progress, settings, manifest, disk_wait, scratch, contest)
+        settings = EngineSettings(
+            dtype=run["model"]["dtype"],
+            max_tokens=run["decoding"]["max_tokens"],
+            batch_size=batch_size,
+            chat_template=run["model"]["chat_template"],
+            law=run["noise"]["law"],
+            exclude=tuple(run["model"]["exclude"]),
+            threads=threads,
+            tensor_parallel=tensor_parallel,
+            ordered=contest is not None,
+        )
+
+        def work(requests: Sequence[Request], kept: parts.Parts, progress: parts.Progress, threads: int) -> None:
+            own = replace(settings, threads=threads)
+            _generate_missing(run, table, requests, kept, progress, own, manifest, disk_wait, scratch, contest)
+
+        if len(missing) > 1 and workers > 1:
+            node.generate(work, missing, kept, progress, workers, threads, tensor_parallel)
+        elif missing:
+            work(missing, kept, progress, threads)
         completions = kept.merge(requests)
         # Snakemake removes a finished output when it believes the job failed (a late network file system),
         # starts it again (a restarted driver) or misses an input; what is under another name is taken over. That name
@@ -94,7 +104,7 @@ def generate(
         def publish() -> None:
             tables.write(completions, tables.COMPLETIONS, second, **kept.footer, **_place(stage, shard))
             give_second_name(second, output)
-            _write_ledger(layout.kept_file(ledger), run, progress, completions, len(missing), digest)
+            _write_ledger(layout.kept_file(ledger), run, progress, completions, requests, len(missing), digest)
             give_second_name(layout.kept_file(ledger), ledger)
 
         patiently(publish, disk_wait)
@@ -123,7 +133,9 @@ def run_requests(
     """The candidate loop. At most one finished request waits for the disk, for up to `disk_wait` seconds.
 
     With a race, a candidate that is lost is not generated to its end.
+    `randopt verify` will want the digest of each expert's weights, and of some candidate's; of all it would cost time.
     """
+    every = layout.stage_kind(progress.stage) in ("members", "random")  # a members stage takes over from random
     shard = layout.shard_name((progress.start, progress.stop))
     bar = tqdm(
         total=progress.stop - progress.start,
@@ -143,6 +155,8 @@ def run_requests(
             completions = contest.watch(request.request_id, stream) if contest else list(stream)
             progress.seconds_perturbing += set_at - begun
             progress.seconds_generating += time.perf_counter() - set_at
+            if every or (layout.stage_kind(progress.stage) == "search" and request is requests[-1]):
+                progress.digests[request.request_id] = engine.weights_digest()
             if pending is not None:
                 pending.result()
             progress.done += 1
@@ -281,10 +295,6 @@ def _check_digest(engine: Engine, manifest: Manifest, when: str) -> None:
         )
 
 
-def _manifest_path(run: Mapping[str, Any]) -> Path:
-    return layout.RESULTS / "models" / run["model_id"] / "manifest.json"
-
-
 def _place(stage: str, shard: layout.Shard) -> dict[str, str | int]:
     return {"stage": stage, "start": shard[0], "stop": shard[1]}
 
@@ -294,6 +304,7 @@ def _write_ledger(
     run: Mapping[str, Any],
     progress: parts.Progress,
     completions: pl.DataFrame,
+    requests: Sequence[Request],
     requests_here: int,
     digest: str,
 ) -> None:
@@ -304,6 +315,7 @@ def _write_ledger(
         **_place(progress.stage, shard),
         "host": progress.host,
         "device": progress.device or "none needed",
+        "workers": progress.workers,
         "scheduler_job_id": progress.scheduler_job_id,
         "attempts": progress.attempts,
         "requests_here": requests_here,
@@ -314,6 +326,11 @@ def _write_ledger(
         "prompt_tokens": completions["prompt_tokens"].cast(pl.UInt64).sum(),
         "completion_tokens": completions["completion_tokens"].cast(pl.UInt64).sum(),
         "weights_digest": digest,
+        "digests": [
+            {"request_id": request.request_id, "digest": progress.digests[request.request_id]}
+            for request in requests  # what was set aside since an earlier attempt is left out
+            if request.request_id in progress.digests
+        ],
         "versions": json.dumps(engines.versions(run["engine"])),
     }
     frame = pl.DataFrame([row], schema=tables.LEDGER.schema)

@@ -4,7 +4,6 @@ It works while the experiment runs, from any machine that sees the results folde
 """
 
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from randopt.cluster.leftovers import shard_comment
 from randopt.cost import duration, ledger_row
 from randopt.errors import UserError
 from randopt.experiment import Experiment, Run
+from randopt.files import last_words
 from randopt.items import read_items, references
 from randopt.requests import Request
 from randopt.score import judge_all
@@ -31,7 +31,6 @@ from randopt.tasks.scorers import get
 
 STALE_SECONDS = 600.0  # a shard on another host that has said nothing for so long counts as lost
 SHOWN = 12  # running and failed shards that are listed one by one; --shards lists all
-LOG_TAIL = 8192  # bytes of a log that are searched for its last words
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,11 @@ class ShardState:
         return self.progress.done if self.progress else 0
 
     @property
+    def workers(self) -> int:
+        """Engines at work side by side."""
+        return self.progress.workers if self.progress else 1
+
+    @property
     def name(self) -> str:
         """Stage and rows."""
         return f"{self.stage} {layout.shard_name(self.shard)}"
@@ -70,11 +74,12 @@ class ShardState:
     @property
     def place(self) -> str:
         """Where it runs, ran or waits, in words."""
+        devices = f", {self.workers} workers: {self.progress.device}" if self.progress and self.workers > 1 else ""
         if self.job is None:
             job = f", job {self.progress.scheduler_job_id}" if self.progress and self.progress.scheduler_job_id else ""
-            return f"on {self.progress.host}{job}" if self.progress else ""
+            return f"on {self.progress.host}{job}{devices}" if self.progress else ""
         where = f"on {self.job.node}" if self.job.node else f"({self.job.reason})"
-        return f"{where}, job {self.job.id} {self.job.state}"
+        return f"{where}, job {self.job.id} {self.job.state}{devices}"
 
 
 class Queue:
@@ -205,7 +210,7 @@ def _best_of(path: Path) -> tuple[float, str]:
 
 
 def seconds_per_generation(states: list[ShardState]) -> float | None:
-    """Wall seconds of a generate job per completion, over everything measured so far."""
+    """Seconds of an engine per completion, over everything measured so far."""
     seconds, generations = 0.0, 0
     for state in states:
         if state.state == "done":
@@ -286,9 +291,10 @@ def _summary(run: Run, states: list[ShardState], best: BestSoFar) -> str:
     if cost:
         select = run.task.splits["select"]["size"]
         left = sum((s.shard[1] - s.shard[0] - s.done) * s.items for s in states)
-        pieces.append(f"{max(1, len(running)) / (cost * select):.2f} candidates/s")
+        engines = max(1, sum(state.workers for state in running))
+        pieces.append(f"{engines / (cost * select):.2f} candidates/s")
         if left:
-            pieces.append(f"about {duration(left * cost / max(1, len(running)))} of generation left")
+            pieces.append(f"about {duration(left * cost / engines)} of generation left")
     found = best.find()
     if found:
         (seed, sigma), *_ = found[1].perturbation
@@ -311,15 +317,3 @@ def _failures(states: list[ShardState]) -> list[RenderableType]:
     if len(failed) > SHOWN:
         lines.append(Text(f"... and {len(failed) - SHOWN} more failed", style="red"))
     return lines
-
-
-def last_words(log: Path) -> str:
-    """The last line of a log that names an error, or nothing."""
-    try:
-        with open(log, "rb") as stream:
-            stream.seek(max(0, log.stat().st_size - LOG_TAIL))
-            text = stream.read().decode(errors="replace").replace("\r", "\n")
-    except OSError:
-        return ""
-    named = [line.strip() for line in text.splitlines() if re.search(r"error|interrupted|killed", line, re.IGNORECASE)]
-    return named[-1] if named else ""

@@ -36,6 +36,7 @@ class Table:
 
 
 PERTURBATION = pl.List(pl.Struct({"seed": pl.UInt64, "coefficient": pl.Float64}))
+DIGESTS = pl.List(pl.Struct({"request_id": pl.String, "digest": pl.String}))
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 REQUESTS = Table(
@@ -245,32 +246,36 @@ LEDGER = Table(
     "shard",
     ("run_id", "stage", "start", "stop"),
     pl.Schema(
-        {
-            "run_id": pl.String,
-            "stage": pl.String,
-            "start": pl.UInt64,
-            "stop": pl.UInt64,
-            "host": pl.String,
-            "device": pl.String,
-            "scheduler_job_id": pl.String,
-            "attempts": pl.UInt32,
-            "requests_here": pl.UInt32,
-            "seconds_loading": pl.Float64,
-            "seconds_perturbing": pl.Float64,
-            "seconds_generating": pl.Float64,
-            "seconds_total": pl.Float64,
-            "prompt_tokens": pl.UInt64,
-            "completion_tokens": pl.UInt64,
-            "weights_digest": pl.String,
-            "versions": pl.String,
-        }
+        [
+            ("run_id", pl.String),
+            ("stage", pl.String),
+            ("start", pl.UInt64),
+            ("stop", pl.UInt64),
+            ("host", pl.String),
+            ("device", pl.String),
+            ("workers", pl.UInt32),
+            ("scheduler_job_id", pl.String),
+            ("attempts", pl.UInt32),
+            ("requests_here", pl.UInt32),
+            ("seconds_loading", pl.Float64),
+            ("seconds_perturbing", pl.Float64),
+            ("seconds_generating", pl.Float64),
+            ("seconds_total", pl.Float64),
+            ("prompt_tokens", pl.UInt64),
+            ("completion_tokens", pl.UInt64),
+            ("weights_digest", pl.String),
+            ("digests", DIGESTS),
+            ("versions", pl.String),
+        ]
     ),
     nullable=frozenset({"scheduler_job_id"}),
     units={
         "attempts": "times this shard was started",
         "requests_here": "requests finished by the last attempt; the rest were kept from earlier ones",
-        "seconds_loading": "engine and model load, last attempt (all seconds: wall clock)",
+        "workers": "engines side by side, last attempt",
+        "seconds_loading": "engine and model load (all seconds: wall clock, added up over workers and attempts)",
         "weights_digest": "of the base, equal at the start and at the end",
+        "digests": "of perturbed weights: every member's, and the last that was generated here of a search shard",
         "versions": "JSON",
     },
 )

@@ -78,6 +78,15 @@ def pilot_files(wildcards, table):
     return shard_files(run, "search", table, run.description["race"]["pilot"])
 
 
+def workers_per_job():
+    """Engines side by side in a generate job, as a profile or the command line sets it.
+
+    One resource cannot ask for another, and memory and runtime depend on this one.
+    """
+    chosen = workflow.resource_settings.overwrite_resources.get("generate", {}).get("workers_per_job")
+    return chosen.value if chosen else 1
+
+
 def block_files(run, n):
     """Paths of the blocks in which the first n candidates are gathered; none where one gather reads their shards."""
     rows = layout.gather_blocks(run.shards("search", n), n)

@@ -25,8 +25,10 @@ rule generate:
         # Not a param: another batch size must not rerun every shard. A profile may set it for its machine.
         batch_size=EXPERIMENT.config["engine"]["batch_size"],
         tensor_parallel=EXPERIMENT.config["engine"]["tensor_parallel"],
-        mem_mb=lambda wc, input, attempt: needs.generate_mem_mb(run_of(wc), attempt),
-        runtime=lambda wc, attempt: needs.generate_runtime(run_of(wc), wc.stage, wc.shard, attempt),
+        # Engines side by side in one job; its GPUs and threads are shared out.
+        workers_per_job=1,
+        mem_mb=lambda wc, input, attempt: needs.generate_mem_mb(run_of(wc), attempt, workers_per_job()),
+        runtime=lambda wc, attempt: needs.generate_runtime(run_of(wc), wc.stage, wc.shard, attempt, workers_per_job()),
         # Seconds to wait for a full disk; a laptop's user is told at once instead.
         disk_wait=0,
         # Node-local folder for a copy of the weights; empty: they are read where they were prepared. The command
@@ -36,7 +38,8 @@ rule generate:
     shell:
         "randopt generate results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
         " --batch-size {resources.batch_size} --threads {threads}"
-        " --tensor-parallel {resources.tensor_parallel} --disk-wait {resources.disk_wait} --scratch={resources.scratch:q} 2> >(keep_log -a {log:q})"
+        " --tensor-parallel {resources.tensor_parallel} --workers {resources.workers_per_job}"
+        " --disk-wait {resources.disk_wait} --scratch={resources.scratch:q} 2> >(keep_log -a {log:q})"
 
 
 rule measure_speed:

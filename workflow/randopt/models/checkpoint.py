@@ -103,14 +103,20 @@ def weights_digest(named: Iterable[tuple[str, "torch.Tensor"]]) -> str:
     """
     ordered = sorted(named, key=lambda pair: pair[0])
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda pair: _tensor_digest(*pair), ordered)
+        digests = pool.map(lambda pair: tensor_digest(pair[1]), ordered)
+    return combined_digest(zip((name for name, _ in ordered), digests, strict=True))
+
+
+def combined_digest(digests: Iterable[tuple[str, bytes]]) -> str:
+    """weights_digest from each tensor's name and digest, given in name order."""
     total = hashlib.blake2b(digest_size=16)
-    for (name, _), digest in zip(ordered, digests, strict=True):
+    for name, digest in digests:
         total.update(name.encode() + b"\0" + digest)
     return total.hexdigest()
 
 
-def _tensor_digest(name: str, tensor: "torch.Tensor") -> bytes:
+def tensor_digest(tensor: "torch.Tensor") -> bytes:
+    """BLAKE2b (32 bytes) over dtype, shape and bytes of a tensor."""
     import torch
 
     host = tensor.detach().to("cpu").contiguous()
