@@ -134,6 +134,13 @@ def test_completions_stream_and_can_be_abandoned(engine, items) -> None:
     assert texts(engine, items) == before
 
 
+def test_ordered_items_are_answered_batch_by_batch_in_the_order_given(manifest, items) -> None:
+    ordered = engines.load("transformers", manifest, dataclasses.replace(SETTINGS, batch_size=3, ordered=True))
+    assert items[-1].item_id == "long", "unordered it would be in the first batch"
+    found = [completion.item_id for completion in ordered.generate(items, GREEDY)]
+    assert [set(found[:3]), set(found[3:6]), found[6]] == [{"i2", "i4", "i12"}, {"i7", "i9", "i10"}, "long"]
+
+
 def test_a_broken_candidate_ends_and_the_base_returns(engine, items, manifest) -> None:
     engine.set_weights(((1, 1e30),))
     assert len(texts(engine, items)) == len(items)

@@ -120,7 +120,9 @@ def gather(
         lenient=pl.Series(lenient),
         standard_error=pl.Series(error),
         items=pl.Series(answered),
-        status=pl.Series(np.where(answered < len(shards.items), PRUNED, "complete")),
+        status=pl.when(pl.lit(pl.Series(answered < len(shards.items))))
+        .then(pl.lit(PRUNED))
+        .otherwise(pl.lit("complete")),
         tokens=pl.Series(tokens),
     )
 

@@ -161,26 +161,30 @@ class Race:
         outlook = Outlook(self.model) if self.model else None
         standing = Standing(self.bound(request_id), len(self._rows), self.max_reward, outlook, self.delta)
         found: dict[str, Completion] = {}
+        rewards = []
         with closing(stream):
             for completion in stream:
                 found[completion.item_id] = completion
-                lost = standing.lost(self._rows[completion.item_id], self._reward(completion))
+                rewards.append(self._reward(completion))
+                lost = standing.lost(self._rows[completion.item_id], rewards[-1])
                 if lost and len(found) < len(self._rows):
                     break
-        self.learn(request_id, found.values())
+        self._count(request_id, rewards)
         return [found.get(item_id) or Completion(item_id, "", PRUNED, 0, 0) for item_id in self._rows]
 
     def learn(self, request_id: str, completions: Collection[Completion]) -> None:
-        """Count a candidate among the complete ones, if it is."""
-        finished = [completion for completion in completions if completion.finish_reason != PRUNED]
-        if len(finished) == len(self._rows):
-            self.complete[request_id] = math.fsum(map(self._reward, finished))
+        """Take in what an earlier attempt at the shard found of a candidate."""
+        self._count(request_id, [self._reward(each) for each in completions if each.finish_reason != PRUNED])
 
     def bound(self, request_id: str) -> float:
         """The keep-th largest sum of rewards of the pilot and the complete candidates before this one."""
         before = self.order[: self.order.index(request_id)]
         sums = [*self._pilot_sums, *(self.complete[other] for other in before if other in self.complete)]
         return heapq.nlargest(self.keep, sums)[-1]
+
+    def _count(self, request_id: str, rewards: Sequence[float]) -> None:
+        if len(rewards) == len(self._rows):
+            self.complete[request_id] = math.fsum(rewards)
 
     def _reward(self, completion: Completion) -> float:
         reward = float(np.float32(self.judge(completion)))
