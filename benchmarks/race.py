@@ -3,7 +3,7 @@
     PYTHONPATH=workflow python benchmarks/race.py                    # the table of docs/racing.md, minutes
     PYTHONPATH=workflow python benchmarks/race.py --order random --modes lossless
 
-Candidates are followed by randopt.race itself, one shard at a time. An engine takes `chunk` items at once; a chunk that
+Candidates are followed by randopt.race itself, one after the other. An engine takes `chunk` items at once; a chunk that
 was begun counts as evaluated. Prints one JSON object per line.
 """
 
@@ -11,12 +11,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Generator
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
+from randopt import layout
 from randopt.engines import Completion, Item
-from randopt.race import PRUNED, Abilities, Pilot, Race
+from randopt.race import PRUNED, Abilities, Pilot, Race, bound
 from randopt.select import rank
 
 SPREAD = np.array([0.15, 0.4, 0.8])  # of abilities at the three σ, in logits
@@ -126,10 +128,13 @@ def run(
     keep: int,
     mode: str,
     delta: float = 0.01,
-    shard: int = 64,
+    rounds: bool = True,
     order: str = "hardest",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(answered items, bound on the sum) of each candidate when `rewards` (N, n) are raced."""
+    """(answered items, bound on the sum) of each candidate when `rewards` (N, n) are raced.
+
+    Without `rounds` the pilot's bound is everyone's.
+    """
     total, n = rewards.shape
     ids = tuple(f"select-{item:05d}" for item in range(n))
     known = Pilot(ids, rewards[:pilot].astype(np.float64), np.ones(n))
@@ -141,12 +146,13 @@ def run(
     columns = [ids.index(item.item_id) for item in items]
     model = Abilities(known.rewards, max_reward) if mode == "confident" else None
     answered, bounds = np.full(total, n), np.full(total, -np.inf)
-    for begin in range(pilot, total, shard):
-        rows = range(begin, min(begin + shard, total))
-        race = Race(known, keep, max_reward, lambda c: float(c.text), [str(row) for row in rows], model, delta)
-        for row in rows:
-            bounds[row] = race.bound(str(row))
-            found = race.watch(str(row), stream(rewards[row], ids, columns))
+    rounds = layout.race_rounds({"race": {"pilot": pilot}}, total) if rounds else [pilot]
+    for begin, end in pairwise([*rounds, total]):
+        before = table(rewards[:begin], answered[:begin] == n)
+        race = Race(known, bound(before, keep, n), max_reward, lambda c: float(c.text), model, delta)
+        bounds[begin:end] = race.bound
+        for row in range(begin, end):
+            found = race.watch(stream(rewards[row], ids, columns))
             answered[row] = sum(completion.finish_reason != PRUNED for completion in found)
     return answered, bounds
 
@@ -193,9 +199,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=5000)
     parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--pilot", type=int, default=500)
+    parser.add_argument("--pilot", type=int, default=250)
     parser.add_argument("--keep", type=int, default=50)
-    parser.add_argument("--shard", type=int, default=64)
+    parser.add_argument("--rounds", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--delta", type=float, default=0.01)
     parser.add_argument("--order", choices=["hardest", "random", "easiest"], default="hardest")
     given = vars(parser.parse_args())

@@ -19,7 +19,7 @@ from randopt.engines.prompts import batches
 from randopt.errors import UserError
 from randopt.experiment import build
 from randopt.gather import answers, gather
-from randopt.race import PRUNED, Abilities, Outlook, Pilot, Race, Standing, pruned_items, read_pilot, write_pilot
+from randopt.race import PRUNED, Abilities, Outlook, Pilot, Race, Standing, bound, pruned_items, read_pilot, write_pilot
 from randopt.requests import candidate
 from randopt.score import judge_all
 from randopt.select import rank, select_members
@@ -30,11 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def race_of(rewards: np.ndarray, pilot: int, keep: int, max_reward: float = 1.0, **rules) -> Race:
-    """A race of one shard that holds all rows after the pilot; a completion's text is its reward."""
+    """The race of all rows after the pilot against its bound; a completion's text is its reward."""
     ids = tuple(f"select-{item:05d}" for item in range(rewards.shape[1]))
     known = Pilot(ids, rewards[:pilot].astype(np.float64), np.ones(len(ids)))
-    order = [str(row) for row in range(pilot, len(rewards))]
-    return Race(known, keep, max_reward, lambda completion: float(completion.text), order, **rules)
+    least = bound(table(rewards[:pilot], np.ones(pilot, bool)), keep, len(ids))
+    return Race(known, least, max_reward, lambda completion: float(completion.text), **rules)
 
 
 REWARDS = (
@@ -54,7 +54,7 @@ def test_lossless_keeps_the_best_whatever_happens(data: st.DataObject) -> None:
     rewards = data.draw(arrays(np.float32, (total, n), elements=elements))
     order = data.draw(st.sampled_from(["hardest", "random", "easiest"]))
     answered, _ = run(
-        rewards, 1.1, pilot=pilot, keep=keep, mode="lossless", shard=data.draw(st.integers(1, total)), order=order
+        rewards, 1.1, pilot=pilot, keep=keep, mode="lossless", rounds=data.draw(st.booleans()), order=order
     )
     raced, whole = table(rewards, answered == n), table(rewards, np.ones(total, bool))
     for k in range(1, keep + 1):
@@ -83,9 +83,9 @@ def test_a_tie_with_the_bound_is_never_lost_whatever_the_rounding() -> None:
     rewards = np.stack([row, *(np.random.default_rng(seed).permutation(row) for seed in range(50))])
     race = race_of(rewards, 1, 1, 1.1)
     for index in range(1, len(rewards)):
-        found = race.watch(str(index), stream(rewards[index], race.pilot.item_ids, list(range(30))))
+        found = race.watch(stream(rewards[index], race.pilot.item_ids, list(range(30))))
         assert PRUNED not in {completion.finish_reason for completion in found}
-    standing = Standing(race.bound("1"), 30, 1.1)
+    standing = Standing(race.bound, 30, 1.1)
     short = [0.0, *row[:9], *row[10:]]  # a tenth short of the bound
     assert any(standing.lost(item, float(reward)) for item, reward in enumerate(sorted(short)))
 
@@ -101,7 +101,7 @@ def test_the_stream_is_closed_and_what_it_did_not_give_is_pruned() -> None:
         finally:
             closed.append(column)
 
-    found = race_of(rewards, 1, 1).watch("1", engine())
+    found = race_of(rewards, 1, 1).watch(engine())
     assert closed == [1], "1 of 3 is possible after item 0, 2 of 3 is what the bound asks"
     assert [(c.item_id, c.finish_reason, c.completion_tokens) for c in found] == [
         ("select-00000", "stop", 7),
@@ -114,27 +114,23 @@ def test_the_stream_is_closed_and_what_it_did_not_give_is_pruned() -> None:
 def test_a_candidate_that_answered_everything_is_complete_even_if_lost_at_the_last_item() -> None:
     rewards = np.array([[1, 1], [1, 0]], np.float32)
     race = race_of(rewards, 1, 1)
-    found = race.watch("1", stream(rewards[1], race.pilot.item_ids, [0, 1]))
-    assert [completion.finish_reason for completion in found] == ["stop", "stop"] and race.complete == {"1": 1.0}
+    found = race.watch(stream(rewards[1], race.pilot.item_ids, [0, 1]))
+    assert [completion.finish_reason for completion in found] == ["stop", "stop"]
 
 
-def test_the_bound_counts_complete_candidates_before_and_no_later_ones() -> None:
-    rewards = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1], [0, 0, 0]], np.float32)
-    race = race_of(rewards, 1, 1)
-    race.learn("3", [Completion(i, "1", "stop", 1, 1) for i in race.pilot.item_ids])  # from an earlier attempt
-    assert race.bound("1") == race.bound("2") == race.bound("3") == 1
-    assert race.bound("4") == 3
-    race.learn("2", [Completion(i, "9", PRUNED, 0, 0) for i in race.pilot.item_ids])
-    assert "2" not in race.complete
+def test_the_bound_is_of_complete_candidates() -> None:
+    rewards = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1]], np.float32)
+    complete = np.array([True, True, False, True])
+    assert [bound(table(rewards, complete), keep, 3) for keep in (1, 2, 3)] == pytest.approx([2, 2, 1])
 
 
 def test_a_reward_above_the_declared_one_is_an_error() -> None:
     rewards = np.array([[1, 0], [1, 1.5]], np.float32)
     race = race_of(rewards, 1, 1)
     with pytest.raises(UserError, match="max_reward"):
-        race.watch("1", stream(rewards[1], race.pilot.item_ids, [0, 1]))
+        race.watch(stream(rewards[1], race.pilot.item_ids, [0, 1]))
     with pytest.raises(UserError, match="max_reward"):
-        race.watch("1", iter_of(float("nan"), race.pilot.item_ids))
+        race.watch(iter_of(float("nan"), race.pilot.item_ids))
 
 
 def iter_of(reward: float, ids: tuple[str, ...]):
@@ -195,11 +191,18 @@ def test_items_come_hardest_first_and_ties_by_name() -> None:
     assert [item.item_id for item in pilot.hardest_first(items)] == ["b", "c", "a"]
 
 
-def test_shards_are_cut_where_the_pilot_ends() -> None:
+def test_shards_are_cut_where_rounds_begin() -> None:
     assert layout.shards(20, 8) == [(0, 8), (8, 16), (16, 20)]
-    assert layout.shards(20, 8, cut=10) == [(0, 8), (8, 10), (10, 18), (18, 20)]
-    assert layout.shards(20, 8, cut=20) == layout.shards(20, 8, cut=0) == layout.shards(20, 8)
-    assert layout.shards(26, 8, cut=10)[:3] == layout.shards(20, 8, cut=10)[:3], "a larger N keeps full shards"
+    assert layout.shards(20, 8, [10]) == [(0, 8), (8, 10), (10, 18), (18, 20)]
+    assert layout.shards(20, 8, [20, 40]) == layout.shards(20, 8, [0]) == layout.shards(20, 8)
+    run = {"race": {"pilot": 10}}
+    assert layout.race_rounds(run, 40) == [10, 20] and layout.race_rounds(run, 41) == [10, 20, 40]
+    assert layout.race_rounds({}, 41) == [], "no race, no rounds"
+    rounds = [layout.race_round(run, "search", (row, row + 1)) for row in (0, 9, 10, 19, 20, 39, 40, 79)]
+    assert rounds == [None, None, 10, 10, 20, 20, 40, 40]
+    assert layout.race_round(run, "random", (20, 21)) is None
+    larger = layout.shards(50, 8, layout.race_rounds(run, 50))
+    assert larger[:4] == layout.shards(36, 8, layout.race_rounds(run, 36))[:4], "a larger N keeps full shards"
 
 
 def configured(tiny_model: Path, task: str = "times_table", **race):
@@ -226,7 +229,7 @@ def test_a_race_names_the_folder_and_not_the_run(tiny_model, tmp_path, monkeypat
     assert race.description["race"] == {
         **{"mode": "lossless", "pilot": 16, "keep": 4, "rule": 1, "scorer": "number", "scorer_version": 1}
     }
-    assert race.shards("search") == [(0, 16), (16, 64)] and plain.shards("search") == [(0, 64)]
+    assert race.shards("search") == [(0, 16), (16, 32), (32, 64)] and plain.shards("search") == [(0, 64)]
     assert race.shards("random") == plain.shards("random")
     names = {race.folder.name}
     for change in ({"pilot": 17}, {"keep": 5}, {"mode": "confident"}, {"mode": "confident", "delta": 0.02}):

@@ -123,7 +123,7 @@ def ledger_row(path: Path) -> Mapping[str, Any] | None:
 
 def _pruned_share(ledger: Path) -> float:
     """The share of a search shard's items that a race left out; 0 without a race."""
-    if not layout.raced(_description(ledger.parents[2]), "search", layout.parse_shard(ledger.stem)):
+    if layout.race_round(_description(ledger.parents[2]), "search", layout.parse_shard(ledger.stem)) is None:
         return 0.0
     completions = ledger.parents[1] / "completions" / ledger.name
     rows = tables.read(completions, tables.COMPLETIONS, ["finish_reason"])

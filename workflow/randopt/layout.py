@@ -56,9 +56,19 @@ def stage_race(run: Mapping[str, Any], stage: str) -> str | None:
     return race_mark(run) if stage_kind(stage) == "search" else None
 
 
-def raced(run: Mapping[str, Any], stage: str, shard: "Shard") -> bool:
-    """Whether candidates of this shard may be pruned: all of a raced search but its pilot."""
-    return stage == "search" and "race" in run and shard[0] >= run["race"]["pilot"]
+def race_rounds(run: Mapping[str, Any], total: int) -> list[int]:
+    """First rows of a race's rounds below `total`: where the pilot ends, then wherever the plan has doubled."""
+    rounds, row = [], run["race"]["pilot"] if "race" in run else total
+    while row < total:
+        rounds.append(row)
+        row *= 2
+    return rounds
+
+
+def race_round(run: Mapping[str, Any], stage: str, shard: "Shard") -> int | None:
+    """First row of the round that a shard belongs to: all rows before it give its bound. None: nobody is pruned."""
+    rounds = race_rounds(run, shard[0] + 1) if stage == "search" else []
+    return rounds[-1] if rounds else None
 
 
 def prefix_name(candidates: int) -> str:
@@ -96,16 +106,16 @@ def stage_shard_size(run: Mapping[str, Any], stage: str) -> int:
     return max(1, work // sum(items[split] for split in stage_splits(stage)))
 
 
-def shards(total: int, size: int, cut: int = 0) -> list[Shard]:
-    """Rows 0 .. total-1 in contiguous ranges of `size`; the last may be shorter, and the last before row `cut`."""
-    ends = [0, cut, total] if 0 < cut < total else [0, total]
+def shards(total: int, size: int, cuts: Sequence[int] = ()) -> list[Shard]:
+    """Rows 0 .. total-1 in ranges of `size`, none across a row of `cuts`: the last before each is shorter."""
+    ends = [0, *(cut for cut in cuts if 0 < cut < total), total]
     return [(start, min(start + size, end)) for begin, end in pairwise(ends) for start in range(begin, end, size)]
 
 
 def stage_shards(run: Mapping[str, Any], stage: str, total: int) -> list[Shard]:
-    """The shards of a stage of `total` requests. A raced search is cut where its pilot ends."""
-    cut = run["race"]["pilot"] if stage == "search" and "race" in run else 0
-    return shards(total, stage_shard_size(run, stage), cut)
+    """The shards of a stage of `total` requests. A raced search is cut where its rounds begin."""
+    cuts = race_rounds(run, total) if stage == "search" else ()
+    return shards(total, stage_shard_size(run, stage), cuts)
 
 
 def gather_blocks(shards: Sequence[Shard], first: int) -> list[Shard]:
@@ -149,6 +159,11 @@ def block_file(run: Path, scorer: str, rows: Shard) -> Path:
 def race_file(run: Path) -> Path:
     """What a raced search learnt from its pilot."""
     return Path(run) / "search" / "race.parquet"
+
+
+def candidates_file(run: Path, first: int) -> Path:
+    """Every candidate of the first `first`."""
+    return Path(run) / prefix_name(first) / "candidates.parquet"
 
 
 def requests_file(run: Path, stage: str) -> Path:

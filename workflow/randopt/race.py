@@ -1,13 +1,13 @@
 """Racing: candidates that can no longer be selected, or very probably will not be, are stopped early.
 
 The pilot, the first candidates of the plan, answers every item. The sum of rewards of its keep-th best is the
-bound: at least `keep` candidates reach it, so whoever stays strictly below it is not among the best `keep`.
+bound: at least `keep` candidates reach it, so whoever stays strictly below it is not among the best `keep`. Each time
+the plan has doubled, all that came before gives a new, higher bound.
 Nothing here knows of engines or of files' places; docs/racing.md has the proof and the measurements.
 """
 
-import heapq
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,10 +44,6 @@ class Pilot:
         """The items by the pilot's mean reward, ascending; equals in the order of their ids."""
         means = dict(zip(self.item_ids, self.rewards.mean(axis=0).tolist(), strict=True))
         return sorted(items, key=lambda item: (means[item.item_id], item.item_id))
-
-    def sums(self) -> list[float]:
-        """Each candidate's sum of rewards, rounded once: the order of its items does not matter."""
-        return [math.fsum(row) for row in self.rewards.tolist()]
 
 
 class Abilities:
@@ -131,60 +127,39 @@ class Standing:
 
 @dataclass
 class Race:
-    """The race of one shard: follows each candidate's completions and ends the stream when it is lost.
+    """The race of one round: follows each candidate's completions and ends the stream when it is lost.
 
-    `judge`: a completion's reward. `order`: the shard's request ids; `complete`: sums of those that answered every
-    item. A candidate's bound counts the pilot and the complete ones before it in its shard, whenever they were
-    answered: a resumed shard stops the same candidates.
+    `bound`: on the sum of rewards. `judge`: a completion's reward. `model` and `delta` are those of a confident race.
     """
 
     pilot: Pilot
-    keep: int
+    bound: float
     max_reward: float
     judge: Callable[[Completion], float]
-    order: Sequence[str]
     model: Abilities | None = None
     delta: float = 0.0
-    complete: dict[str, float] = field(default_factory=dict)
+    _rows: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._pilot_sums = self.pilot.sums()
         self._rows = {item_id: row for row, item_id in enumerate(self.pilot.item_ids)}
         # as the scores table holds it: 1.1 in float32 is more than 1.1
         self.max_reward = float(np.float32(self.max_reward))
 
-    def watch(self, request_id: str, stream: Generator[Completion, None, None]) -> list[Completion]:
+    def watch(self, stream: Generator[Completion, None, None]) -> list[Completion]:
         """A completion for every item: those that came before the candidate was lost, and for the rest `pruned`.
 
         Raises UserError for a reward above what the scorer declares: the bound would be wrong.
         """
         outlook = Outlook(self.model) if self.model else None
-        standing = Standing(self.bound(request_id), len(self._rows), self.max_reward, outlook, self.delta)
+        standing = Standing(self.bound, len(self._rows), self.max_reward, outlook, self.delta)
         found: dict[str, Completion] = {}
-        rewards = []
         with closing(stream):
             for completion in stream:
                 found[completion.item_id] = completion
-                rewards.append(self._reward(completion))
-                lost = standing.lost(self._rows[completion.item_id], rewards[-1])
+                lost = standing.lost(self._rows[completion.item_id], self._reward(completion))
                 if lost and len(found) < len(self._rows):
                     break
-        self._count(request_id, rewards)
         return [found.get(item_id) or Completion(item_id, "", PRUNED, 0, 0) for item_id in self._rows]
-
-    def learn(self, request_id: str, completions: Collection[Completion]) -> None:
-        """Take in what an earlier attempt at the shard found of a candidate."""
-        self._count(request_id, [self._reward(each) for each in completions if each.finish_reason != PRUNED])
-
-    def bound(self, request_id: str) -> float:
-        """The keep-th largest sum of rewards of the pilot and the complete candidates before this one."""
-        before = self.order[: self.order.index(request_id)]
-        sums = [*self._pilot_sums, *(self.complete[other] for other in before if other in self.complete)]
-        return heapq.nlargest(self.keep, sums)[-1]
-
-    def _count(self, request_id: str, rewards: Sequence[float]) -> None:
-        if len(rewards) == len(self._rows):
-            self.complete[request_id] = math.fsum(rewards)
 
     def _reward(self, completion: Completion) -> float:
         reward = float(np.float32(self.judge(completion)))
@@ -194,6 +169,12 @@ class Race:
                 "it declares as max_reward, on which a race relies. Mend the scorer, raise its version and run again."
             )
         return reward
+
+
+def bound(candidates: pl.DataFrame, keep: int, items: int) -> float:
+    """The keep-th largest sum of rewards over `items` items among the complete rows of CANDIDATES."""
+    complete = candidates.filter(pl.col("status") == "complete")["reward"]
+    return float(complete.top_k(keep).min()) * items  # type: ignore[arg-type]
 
 
 def pruned_items(completions: pl.DataFrame) -> int:

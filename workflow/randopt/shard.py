@@ -67,11 +67,13 @@ def generate(
     kept.save_progress(progress)
     try:
         patiently(lambda: kept.reuse(requests, parts.siblings(run_folder, stage, output)), disk_wait)
-        held = {request.request_id: rows for request in requests if (rows := kept.read(request)) is not None}
-        missing = [request for request in requests if request.request_id not in held]
-        progress.done = progress.done_at_attempt = len(requests) - len(missing)
-        progress.pruned = sum(map(race.pruned_items, held.values()))
-        contest = _race(run_folder, run, requests, table, held) if layout.raced(run, stage, shard) else None
+        first = layout.race_round(run, stage, shard)
+        contest = None if first is None else _race(run_folder, run, first, table)
+        found = {request: rows for request in requests if (rows := kept.read(request)) is not None}
+        missing = [request for request in requests if request not in found]
+        progress.done = progress.done_at_attempt = len(found)
+        progress.pruned = sum(map(race.pruned_items, found.values())) if contest else 0
+        del found
         log.info("%d of %d requests are to be generated", len(missing), len(requests))
         manifest = read_manifest(layout.manifest_file(run["model_id"]))
         digest = manifest.content["weights_digest"]
@@ -152,7 +154,7 @@ def run_requests(
             engine.set_weights(request.perturbation)
             set_at = time.perf_counter()
             stream = engine.generate(items, request.decoding)
-            completions = contest.watch(request.request_id, stream) if contest else list(stream)
+            completions = contest.watch(stream) if contest else list(stream)
             progress.seconds_perturbing += set_at - begun
             progress.seconds_generating += time.perf_counter() - set_at
             if every or (layout.stage_kind(progress.stage) == "search" and request is requests[-1]):
@@ -212,14 +214,8 @@ def _generate_missing(
         raise
 
 
-def _race(
-    run_folder: Path,
-    run: Mapping[str, Any],
-    requests: Sequence[Request],
-    table: pl.DataFrame,
-    held: Mapping[str, pl.DataFrame],
-) -> race.Race:
-    """The race of this shard, with what earlier attempts `held` of it."""
+def _race(run_folder: Path, run: Mapping[str, Any], first: int, table: pl.DataFrame) -> race.Race:
+    """The race of the round that begins at row `first`."""
     rules = run["race"]
     scorer = scorers.get(rules["scorer"])
     if scorer.version != rules["scorer_version"]:
@@ -233,23 +229,15 @@ def _race(
         return judge(scorer, completion.item_id, completion.text, expected[completion.item_id]).reward
 
     pilot = race.read_pilot(layout.race_file(run_folder), run, table["item_id"].to_list())
-    contest = race.Race(
+    before = tables.read(layout.candidates_file(run_folder, first), tables.CANDIDATES, run_id=run["run_id"])
+    return race.Race(
         pilot,
-        rules["keep"],
+        race.bound(before, rules["keep"], table.height),
         scorer.max_reward,
         reward,
-        [request.request_id for request in requests],
         race.Abilities(pilot.rewards, scorer.max_reward) if rules["mode"] == "confident" else None,
         rules.get("delta", 0.0),
     )
-    for request_id, rows in held.items():
-        contest.learn(request_id, _completions(rows))
-    return contest
-
-
-def _completions(rows: pl.DataFrame) -> list[Completion]:
-    """The rows of a part as the engine gave them."""
-    return [Completion(**row) for row in rows.drop("request_id").iter_rows(named=True)]
 
 
 def _load_engine(name: str, manifest: Manifest, settings: EngineSettings, scratch: Path | None) -> Engine:

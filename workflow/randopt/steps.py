@@ -28,7 +28,7 @@ def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
         frame = blocks.join(requests, files, run["run_id"], candidates, scores, mark)
     else:
         frame = _gather(run_folder, (0, candidates), scorer)
-    tables.write(frame, tables.CANDIDATES, _prefix(run_folder, candidates) / "candidates.parquet", run_id=run["run_id"])
+    tables.write(frame, tables.CANDIDATES, layout.candidates_file(run_folder, candidates), run_id=run["run_id"])
 
 
 def gather_block_step(run_folder: Path, rows: layout.Shard, scorer: str) -> None:
@@ -222,5 +222,5 @@ def _prefix(run_folder: Path, candidates: int) -> Path:
 
 
 def _candidates(run_folder: Path, candidates: int, run_id: str) -> pl.DataFrame:
-    path = _prefix(run_folder, candidates) / "candidates.parquet"
+    path = layout.candidates_file(run_folder, candidates)
     return tables.read(path, tables.CANDIDATES, run_id=run_id)

@@ -63,8 +63,9 @@ def generate_inputs(wildcards):
         ancient(str(layout.RESULTS / "tasks" / run.task_id / f"{split}.parquet"))
         for split in layout.stage_splits(wildcards.stage)
     ]
-    if layout.raced(run.description, wildcards.stage, layout.parse_shard(wildcards.shard)):
+    if first := layout.race_round(run.description, wildcards.stage, layout.parse_shard(wildcards.shard)):
         named["race"] = ancient(str(layout.race_file(run.folder)))
+        named["before"] = ancient(str(layout.candidates_file(run.folder, first)))
     # A smaller prefix comes first, so that experts it shares with a larger one are generated once.
     named["earlier"] = [
         ancient(path) for stage in run.stages_before(wildcards.stage) for path in shard_files(run, stage, "completions")

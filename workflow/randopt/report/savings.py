@@ -19,9 +19,8 @@ def notes(experiment: Experiment) -> list[str]:
 
 def _note(run: Run) -> str:
     race, n = run.description["race"], run.candidates
-    folder = run.folder / layout.prefix_name(n)
-    candidates = tables.read(folder / "candidates.parquet", tables.CANDIDATES, run_id=run.run_id)
-    shards = [shard for shard in run.shards("search") if layout.raced(run.description, "search", shard)]
+    candidates = tables.read(layout.candidates_file(run.folder, n), tables.CANDIDATES, run_id=run.run_id)
+    shards = [shard for shard in run.shards("search") if layout.race_round(run.description, "search", shard)]
     items = run.task.splits["select"]["size"]
     answered, whole = int(candidates["items"].sum()), n * items
     percent = 100 * answered / whole
