@@ -18,7 +18,7 @@ import polars as pl
 
 from randopt import layout
 from randopt.engines import Completion, Item
-from randopt.race import PRUNED, Abilities, Pilot, Race, bound
+from randopt.race import PRUNED, Abilities, Pilot, Race, bound, likely_bound
 from randopt.select import rank
 
 SPREAD = np.array([0.15, 0.4, 0.8])  # of abilities at the three σ, in logits
@@ -149,7 +149,8 @@ def run(
     rounds = layout.race_rounds({"race": {"pilot": pilot}}, total) if rounds else [pilot]
     for begin, end in pairwise([*rounds, total]):
         before = table(rewards[:begin], answered[:begin] == n)
-        race = Race(known, bound(before, keep, n), max_reward, lambda c: float(c.text), model, delta)
+        least, likely = bound(before, keep, n), likely_bound(before, keep, n, pilot)
+        race = Race(known, least, max_reward, lambda c: float(c.text), model, likely, delta)
         bounds[begin:end] = race.bound
         for row in range(begin, end):
             found = race.watch(stream(rewards[row], ids, columns))

@@ -16,7 +16,8 @@ from randopt.experiment import load_run
 from tests.conftest import Checkout
 from tests.workflow.tools import jobs, leftovers, refused, said, started, wait_until
 
-PILOT, TOTAL, RACED = 16, 128, "00016-00127"
+PILOT, TOTAL = 32, 128
+LAST, RACED = 64, "00064-00127"  # the last round: its bound is that of the first 64
 PREFIX = "n00128"
 
 # The tiny model hardly ever knows a product. By this scorer its candidates differ, as real ones do by theirs.
@@ -53,7 +54,8 @@ def raced(tmp_path_factory, tiny_model) -> Checkout:
     plain = checkout.run
     checkout.config["search"]["race"] = {"mode": "lossless", "pilot": PILOT}
     counts = jobs(said(checkout.snakemake("--until", "select")))
-    assert counts["race"] == 1 and counts["generate"] == 2, "the pilot and the rest"
+    assert counts["race"] == 1 and counts["generate"] == 3, "the pilot and two rounds"
+    assert counts["gather"] == 3, "each round's bound, and the candidates"
     _, race = runs(checkout)
     # a race does not touch the other stages; they are taken over to save the test's time
     for stage in ("controls-t0.7", "random", f"{PREFIX}/members"):
@@ -102,7 +104,7 @@ def test_what_was_left_out_is_marked_and_not_counted(raced) -> None:
     assert left_out["reward"].sum() == 0 and left_out["vote_key"].null_count() == left_out.height
     finished = joined.filter(pl.col("finish_reason") != "pruned").group_by("request_id", maintain_order=True)
     by_hand = finished.agg(pl.len(), pl.col("reward").cast(pl.Float64).mean(), error=pl.col("reward").std())
-    found = some.tail(TOTAL - PILOT)
+    found = some.tail(TOTAL - LAST)
     assert found["items"].to_list() == by_hand["len"].to_list()
     assert found["reward"].to_list() == pytest.approx(by_hand["reward"].to_list())
     errors = (by_hand["error"] / by_hand["len"].sqrt()).to_list()
@@ -112,7 +114,7 @@ def test_what_was_left_out_is_marked_and_not_counted(raced) -> None:
 def test_people_are_told(raced) -> None:
     show, status = raced.randopt("show", "tiny").stdout, raced.randopt("status", "tiny", "--once").stdout
     report = (raced.folder / "results/experiments/tiny/report.md").read_text()
-    assert "candidates pruned; the search answered" in report and "(lossless, pilot 16, keep 3)" in " ".join(
+    assert "candidates pruned; the search answered" in report and "(lossless, pilot 32, keep 3)" in " ".join(
         show.split()
     )
     assert "-lossless-" in status and f"{TOTAL}/{TOTAL}" in status
@@ -132,10 +134,10 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(raced) -> None:
         process.kill()
     kept = sorted(parts.glob("[!.]*.parquet"), key=lambda path: path.stat().st_mtime_ns)
     assert not output.exists()
-    kept[3].unlink()  # lost in the middle: made again by what was known at its turn
+    kept[3].unlink()  # lost in the middle
     again = raced.randopt(*command)
     assert again.returncode == 0, again.stderr
-    assert f"{TOTAL - PILOT - len(kept) + 1} of {TOTAL - PILOT} requests are to be generated" in again.stderr
+    assert f"{TOTAL - LAST - len(kept) + 1} of {TOTAL - LAST} requests are to be generated" in again.stderr
     assert output.read_bytes() == before
     assert leftovers(raced) == []
 

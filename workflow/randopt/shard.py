@@ -230,14 +230,12 @@ def _race(run_folder: Path, run: Mapping[str, Any], first: int, table: pl.DataFr
 
     pilot = race.read_pilot(layout.race_file(run_folder), run, table["item_id"].to_list())
     before = tables.read(layout.candidates_file(run_folder, first), tables.CANDIDATES, run_id=run["run_id"])
-    return race.Race(
-        pilot,
-        race.bound(before, rules["keep"], table.height),
-        scorer.max_reward,
-        reward,
-        race.Abilities(pilot.rewards, scorer.max_reward) if rules["mode"] == "confident" else None,
-        rules.get("delta", 0.0),
-    )
+    contest = race.Race(pilot, race.bound(before, rules["keep"], table.height), scorer.max_reward, reward)
+    if rules["mode"] == "confident":
+        contest.model = race.Abilities(pilot.rewards, scorer.max_reward)
+        contest.likely = race.likely_bound(before, rules["keep"], table.height, rules["pilot"])
+        contest.delta = rules["delta"]
+    return contest
 
 
 def _load_engine(name: str, manifest: Manifest, settings: EngineSettings, scratch: Path | None) -> Engine:

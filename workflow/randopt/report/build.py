@@ -26,7 +26,9 @@ def write_report(experiment: Experiment) -> None:
     for run in experiment.runs:
         prefix = run.folder / layout.prefix_name(run.candidates)
         metrics = tables.read(prefix / "metrics.parquet", tables.METRICS, run_id=run.run_id)
-        candidates = tables.read(prefix / "candidates.parquet", tables.CANDIDATES, run_id=run.run_id)
+        candidates = tables.read(
+            layout.candidates_file(run.folder, run.candidates), tables.CANDIDATES, run_id=run.run_id
+        )
         name = f"{run.description['model']['name']}-{run.task.label}-{run.folder.name}"
         for kind, figure in (
             ("candidates", figures.score_histogram(candidates, metrics)),
