@@ -155,6 +155,14 @@ def test_an_engine_that_is_not_installed_is_named_before_anything_runs(monkeypat
         engines.require("vllm")
 
 
+def test_a_base_stays_on_the_device_where_it_leaves_room() -> None:
+    from randopt.engines.vllm_engine import device_memory
+
+    resident, share = device_memory(6, 80)
+    assert resident and share == pytest.approx(0.9 - 6 / 80)
+    assert device_memory(30, 80) == (False, 0.9)
+
+
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(4000, 1)
     ids = [f"item-{i}" for i in range(4000)]

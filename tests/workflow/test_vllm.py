@@ -18,7 +18,7 @@ def test_a_search_with_vllm_is_a_run_of_its_own_with_the_same_texts(tmp_path, tm
     for engine in ("transformers", "vllm"):
         checkout.config["engine"] = {"name": engine}
         before = set(tmp_path.glob("results/tiny/times_table/*"))
-        checkout.snakemake("--until", "score")
+        checkout.snakemake("--cores", "2", "scores")
         (run,) = set(tmp_path.glob("results/tiny/times_table/*")) - before
         found[engine] = pl.read_parquet(run / "search" / "completions" / "*.parquet")
         ledger = pl.read_parquet(run / "search" / "ledger" / "*.parquet").row(0, named=True)

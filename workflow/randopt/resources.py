@@ -8,16 +8,19 @@ from randopt.experiment import Run
 from randopt.speed import billions
 
 BYTES_PER_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
+# Of the weights in host memory: the pristine base and one more while loading; vLLM on a CPU also has buffers for what
+# is perturbed and packs its own copy.
+COPIES = {"transformers": 2, "vllm": 4}
 START_MINUTES = 15  # a cold file system, a slow node
 MEASURED_FACTOR = 2.0  # between a probe's speed and that of the slowest node and the longest answers
 MAX_MINUTES = 24 * 60
 MAX_MB = 512_000
 
 
-def generate_mem_mb(run: Run, attempt: int, workers: int = 1) -> int:
-    """Host memory: for each worker the pristine base, one more copy while loading, and 6 GB for the rest."""
+def generate_mem_mb(run: Run, attempt: int, engines: int = 1) -> int:
+    """Host memory: for each of the `engines` (workers × ranks) its copies of the weights, and 6 GB for the rest."""
     weights = billions(run.description) * 1000 * BYTES_PER_WEIGHT[run.description["model"]["dtype"]]
-    return min(MAX_MB, int((6000 + 2 * weights) * workers * attempt))
+    return min(MAX_MB, int((6000 + COPIES[run.description["engine"]] * weights) * engines * attempt))
 
 
 def generate_runtime(run: Run, stage: str, shard: str, attempt: int, workers: int = 1) -> int:

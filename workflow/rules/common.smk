@@ -88,6 +88,11 @@ def workers_per_job():
     return chosen.value if chosen else 1
 
 
+def engines():
+    """Processes that hold weights in a generate job."""
+    return workers_per_job() * EXPERIMENT.config["engine"]["tensor_parallel"]
+
+
 def block_files(run, n):
     """Paths of the blocks in which the first n candidates are gathered; none where one gather reads their shards."""
     rows = layout.gather_blocks(run.shards("search", n), n)
