@@ -98,9 +98,10 @@ def from_ledgers(ledgers: Sequence[Path], whose: str) -> Speed | None:
     if not rows:
         return None
     working = sum(row["seconds_perturbing"] + row["seconds_generating"] for row in rows)
+    loads = sum(row["attempts"] * row["workers"] for row in rows)
     devices = ", ".join(sorted({row["device"] for row in rows}))
     return Speed(
-        seconds_loading=sum(row["seconds_loading"] for row in rows) / sum(row["attempts"] for row in rows),
+        seconds_loading=sum(row["seconds_loading"] for row in rows) / loads,
         seconds_per_completion=working / sum(row["completions"] for row in rows),
         source=f"measured on {len(rows)} shard(s) {whose} ({devices})",
     )

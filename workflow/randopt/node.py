@@ -156,7 +156,7 @@ def generate(
         _look(crew, progress, before, bar)
         bar.close()
     failed = [worker for worker in crew if not worker.succeeded()]
-    if failed:
+    if failed and not kept.completions.exists():  # else a faster copy of this job has removed what they wrote
         raise UserError(
             f"{len(failed)} of {len(crew)} workers failed, {sum(not kept.path(r).exists() for r in requests)} requests "
             f"are missing: {'; '.join(worker.obituary() for worker in failed)}. What the others finished is kept: run "
