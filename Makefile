@@ -13,6 +13,7 @@ demo: $(READY) $(if $(filter vllm,$(ENGINE)),$(VLLM))  ## the whole method, minu
 	  --config experiment=demo-$(ENGINE) 'engine={"name": "$(ENGINE)"}')
 
 test: $(READY)  ## every test; lint has its own target
+	@$(BIN)/python -m pip install --quiet -r envs/test.txt || echo "Triton cannot be installed here: its tests are skipped"
 	@$(MAKE) --no-print-directory vllm || echo "vLLM cannot be installed here: its tests are skipped"
 	$(BIN)/python -m pytest -q
 
