@@ -197,7 +197,7 @@ def _race_mistakes(race: Mapping[str, Any], total: int, members: int) -> list[st
     if not least <= pilot <= total:
         mistakes.append(
             f"search.race.pilot: {pilot} was given, expected {least} (what is kept, and the probe) to {total} "
-            "(search.candidates); a tenth of the candidates, and several times what is kept, is a good choice."
+            "(search.candidates); about five times what is kept is a good choice."
         )
     if race["mode"] == "confident" and pilot and race["delta"] > keep / pilot / 2:
         mistakes.append(

@@ -88,8 +88,8 @@ def workers_per_job():
     return chosen.value if chosen else 1
 
 
-def engines():
-    """Processes that hold weights in a generate job."""
+def ranks_per_job():
+    """Processes that hold the weights in a generate job: the ranks of every worker."""
     return workers_per_job() * EXPERIMENT.config["engine"]["tensor_parallel"]
 
 

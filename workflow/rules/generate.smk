@@ -27,7 +27,7 @@ rule generate:
         tensor_parallel=EXPERIMENT.config["engine"]["tensor_parallel"],
         # Engines side by side in one job; its GPUs and threads are shared out.
         workers_per_job=1,
-        mem_mb=lambda wc, input, attempt: needs.generate_mem_mb(run_of(wc), attempt, engines()),
+        mem_mb=lambda wc, input, attempt: needs.generate_mem_mb(run_of(wc), attempt, ranks_per_job()),
         runtime=lambda wc, attempt: needs.generate_runtime(run_of(wc), wc.stage, wc.shard, attempt, workers_per_job()),
         # Seconds to wait for a full disk; a laptop's user is told at once instead.
         disk_wait=0,
