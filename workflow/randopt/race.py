@@ -188,12 +188,12 @@ def bound(candidates: pl.DataFrame, keep: int, items: int) -> float:
 
 
 def likely_bound(candidates: pl.DataFrame, keep: int, items: int, pilot: int) -> float:
-    """The bound that a confident race holds candidates against: of a quarter of the rows before, and of the pilot.
+    """The bound that a confident race holds candidates against: of a sixth of the rows before, and of the pilot.
 
     The best of the whole search are far above it, so the few that are stopped wrongly are hardly ever among them;
     held against the round's own bound, up to 6 % of the experts were lost (docs/racing.md).
     """
-    return bound(candidates.head(max(pilot, candidates.height // 4)), keep, items)
+    return bound(candidates.head(max(pilot, candidates.height // 6)), keep, items)
 
 
 def pruned_items(completions: pl.DataFrame) -> int:
