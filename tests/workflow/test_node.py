@@ -24,8 +24,8 @@ from tests.workflow.tools import (
     wait_until,
 )
 
-TOTAL = 120
-SHARD = "00000-00119"
+TOTAL = 48
+SHARD = "00000-00047"
 SEARCH = f"search/completions/{SHARD}.parquet"
 
 
@@ -36,7 +36,7 @@ def planned(tmp_path_factory, tiny_model) -> Checkout:
     checkout.config["search"].update(candidates=TOTAL, shard_size=TOTAL)
     checkout.config["tasks"][0].update(splits={"select": 4, "confirm": 4, "test": 4}, max_tokens=2)
     checkout.snakemake("--until", "prepare_model", "prepare_items", "plan")
-    alone = checkout.randopt(*generate(checkout, SHARD)[3:])
+    alone = checkout.randopt(*generate(checkout, SHARD, threads=1)[3:])
     assert alone.returncode == 0, alone.stderr
     shutil.copy(checkout.run / SEARCH, checkout.folder / "alone.parquet")
     return checkout

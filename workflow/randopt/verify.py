@@ -63,7 +63,7 @@ def recorded(run: Run) -> list[Check]:
         ledgers = [(shard, path) for shard, path in ledgers if path.exists()]
         requests = _requests(run, stage) if ledgers else {}
         for shard, path in ledgers:
-            for entry in tables.read(path, tables.LEDGER, ["digests"], run_id=run.run_id)["digests"].item():
+            for entry in tables.read(path, tables.LEDGER, run_id=run.run_id)["digests"].item():
                 request = requests.get(entry["request_id"])
                 if request is None:
                     raise UserError(

@@ -84,8 +84,9 @@ def workers_per_job():
 
     One resource cannot ask for another, and memory and runtime depend on this one.
     """
-    chosen = workflow.resource_settings.overwrite_resources.get("generate", {}).get("workers_per_job")
-    return chosen.value if chosen else 1
+    chosen = workflow.resource_settings.overwrite_resources.get("generate", {})
+    # `in`, since Snakemake's get() makes up a resource of value None
+    return chosen["workers_per_job"].value if "workers_per_job" in chosen else 1
 
 
 def ranks_per_job():
