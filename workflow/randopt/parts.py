@@ -25,7 +25,7 @@ from randopt.requests import Request
 log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-SUMS = ("done", "seconds_loading", "seconds_perturbing", "seconds_generating", "seconds_total")  # of workers
+SUMS = ("done", "pruned", "seconds_loading", "seconds_perturbing", "seconds_generating", "seconds_total")  # of workers
 
 
 @dataclass
