@@ -165,14 +165,7 @@ def main() -> None:
             print(f"round {number + 1}, seed {seed}: ", end="", flush=True)
             site, begun = make_site(folder / f"round-{number}", model), time.monotonic()
             try:
-                struck = storm(
-                    cluster,
-                    site,
-                    undisturbed,
-                    arguments.faults,
-                    random.Random(seed),
-                    lambda word: print(word, end="", flush=True),
-                )
+                struck = storm(cluster, site, undisturbed, arguments.faults, random.Random(seed))
                 print(f"- holds after {time.monotonic() - begun:.0f} s: {dict(struck)}", flush=True)
             except (AssertionError, subprocess.SubprocessError, TimeoutError) as error:
                 failed += 1
