@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 from randopt import engines, parts
 from randopt.engines import EngineSettings, Item
+from randopt.models import checkpoint
 from randopt.models.prepare import Manifest, load_manifest, prepare
 from randopt.models.source import parse
 from randopt.requests import Decoding, candidate
@@ -42,7 +44,7 @@ def task_items(name: str) -> tuple[list[str], list[Item]]:
     return table["item_id"].to_list(), to_items(table)
 
 
-def bench(name: str, prefix_caching: bool = True, candidates: int = 8, rounds: int = 3) -> dict:
+def bench(name: str, prefix_caching: bool = True, candidates: int = 16, rounds: int = 2) -> dict:
     """Seconds to load and to set weights, and the share of pure generation throughput that the loop keeps."""
     import torch
 
@@ -75,16 +77,46 @@ def bench(name: str, prefix_caching: bool = True, candidates: int = 8, rounds: i
             begun = time.perf_counter()
             run_requests(engine, problems, plan, kept, progress)
             loop.append(time.perf_counter() - begun)
-    return {
+    # before the plain way, which holds a second model
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found = {
         "threads": threads,
         "items": len(problems),
         "seconds_loading": round(loading, 2),
         "seconds_set_weights": round(statistics.median(setting), 3),
         "seconds_generating_per_candidate": round(statistics.median(alone) / candidates, 2),
         "share_of_pure_generation": round(sum(alone) / sum(loop), 3),
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_gib": round(peak, 2),
         "countdown": countdown(engine),
     }
+    if name == "transformers":
+        with tempfile.TemporaryDirectory() as folder:
+            found["seconds_load_perturbed_copy_from_disk"] = round(from_disk(manifest, Path(folder)), 2)
+    return found
+
+
+def from_disk(manifest: Manifest, folder: Path, repeats: int = 3) -> float:
+    """Seconds to load a perturbed copy of the model with Transformers, its files in the page cache: the plain way."""
+    import transformers
+    from safetensors.torch import save_file
+
+    from randopt.noise import perturb
+
+    shutil.copytree(manifest.folder, folder, dirs_exist_ok=True)
+    by_file: dict[str, dict] = {}
+    for info, (name, tensor) in zip(
+        manifest.tensors, checkpoint.tensors(manifest.folder, manifest.tensors), strict=True
+    ):
+        weights = perturb(tensor, name, ((1, SIGMA),)) if tensor.is_floating_point() else tensor
+        by_file.setdefault(info.file, {})[name] = weights
+    for file, named in by_file.items():
+        save_file(named, folder / file, metadata={"format": "pt"})
+    seconds = []
+    for _ in range(repeats + 1):  # the first reads from the disk
+        begun = time.perf_counter()
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16", local_files_only=True).eval()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:])
 
 
 def countdown(engine: Any, items: int = 48, rounds: int = 3) -> dict:

@@ -182,3 +182,13 @@ def test_prefix_and_batches() -> None:
     assert shared_prefix([[1, 2], [1, 2, 3]]) == 1  # a token of the shortest is left to predict from
     assert shared_prefix([[1], [2]]) == 0
     assert batches([3, 9, 5, 9], 3) == [[1, 3, 2], [0]]
+
+
+def test_a_broken_candidate_ends_at_once_and_says_why(engine, items) -> None:
+    before = texts(engine, items)
+    engine.set_weights(((1, 1e39),))  # weights beyond bfloat16: infinite, and what is computed from them NaN
+    found = list(engine.generate(items, GREEDY))
+    assert {c.item_id for c in found} == {item.item_id for item in items}
+    assert {(c.finish_reason, c.text, c.completion_tokens) for c in found} == {("nan", "", 1)}
+    engine.set_weights(())
+    assert texts(engine, items) == before

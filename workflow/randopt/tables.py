@@ -94,7 +94,8 @@ COMPLETIONS = Table(
         }
     ),
     units={
-        "finish_reason": "stop (end of turn), length (token limit), or pruned (never answered, the candidate was lost)",
+        "finish_reason": "stop (end of turn), length (token limit), nan (broken weights: no token could be chosen), or "
+        "pruned (never answered, the candidate was lost)",
         "completion_tokens": "generated tokens, the end-of-turn token included",
     },
 )

@@ -24,7 +24,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine returned for one item. `finish_reason` is stop or length (pruned where it was not asked)."""
+    """What the engine returned for one item.
+
+    `finish_reason` is stop, length, nan (the weights are broken), or pruned (the engine was not asked).
+    """
 
     item_id: str
     text: str

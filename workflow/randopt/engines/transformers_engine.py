@@ -113,15 +113,18 @@ class TransformersEngine:
                 logits_to_keep=1,
             ).logits[:, -1]
             tokens = next_tokens(logits, decoding, [items[row].item_id for row in live], step)
-            ended = torch.isin(tokens, end).tolist()
+            # a NaN is taken for the largest logit, so whoever has one has picked one; all that follows would be NaN too
+            broken = logits.gather(-1, tokens[:, None])[:, 0].isnan()
+            states = (torch.isin(tokens, end) + 2 * broken).tolist()
             still = set(running)
-            for row, token, over in zip(live, tokens.tolist(), ended, strict=True):
+            for row, token, state in zip(live, tokens.tolist(), states, strict=True):
                 if row not in still:
                     continue
                 texts[row].append(token)
-                if over or step + 1 == self.settings.max_tokens:
+                if state or step + 1 == self.settings.max_tokens:
                     still.discard(row)
-                    yield completion(self._tokenizer, items[row], prompts[row], texts[row], over)
+                    reason = ("length", "stop", "nan", "nan")[state]
+                    yield completion(self._tokenizer, items[row], prompts[row], texts[row], reason)
             running = [row for row in running if row in still]
             if not running:
                 return

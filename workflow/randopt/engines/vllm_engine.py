@@ -181,7 +181,7 @@ class VllmEngine:
                 f"vLLM ended item {item.item_id} with {output.finish_reason!r}; nothing is kept of this request. "
                 "Run the same command again."
             )
-        return completion(self._tokenizer, item, prompt, list(output.token_ids), output.finish_reason == "stop")
+        return completion(self._tokenizer, item, prompt, list(output.token_ids), output.finish_reason)
 
     def _tokens(self, item: Item) -> list[int]:
         """The item's prompt; tokenised once, not once per candidate."""
