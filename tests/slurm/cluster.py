@@ -118,6 +118,8 @@ def unavailable(accounting: bool = False) -> str | None:
     conf = ETC / "slurm.conf"
     if conf.exists() and not _is_ours(conf):
         return f"{conf} is this machine's own configuration; a test cluster is not started beside it"
+    if conf.exists() and _alive(conf.resolve().parents[1] / "pid/slurmctld.pid", "slurmctld"):
+        return f"another test cluster is up ({conf.resolve().parents[1]}); wait until it is gone"
     daemons = DAEMONS + (ACCOUNTING_DAEMONS if accounting else [])
     if all(map(shutil.which, daemons)):
         return None
@@ -336,9 +338,9 @@ class Cluster:
     def _end(pid_file: Path, name: str, number: int = signal.SIGTERM) -> None:
         """Signal the daemon of a pid file, if it is that daemon, and wait until it is gone."""
         try:
-            pid = int(pid_file.read_text())
-            if name not in Path(f"/proc/{pid}/comm").read_text():
+            if not _alive(pid_file, name):
                 return
+            pid = int(pid_file.read_text())
             os.kill(pid, number)
             with suppress(TimeoutError):
                 wait_for(f"the end of {name}", lambda: not Path(f"/proc/{pid}").exists(), 20)
@@ -353,6 +355,14 @@ class Cluster:
 def _is_ours(conf: Path) -> bool:
     """Whether this is a link into a test cluster's folder."""
     return conf.is_symlink() and "randopt-slurm-" in os.readlink(conf)
+
+
+def _alive(pid_file: Path, name: str) -> bool:
+    """Whether the process of a pid file is there and is that daemon."""
+    try:
+        return name in Path(f"/proc/{int(pid_file.read_text())}/comm").read_text()
+    except (OSError, ValueError):
+        return False
 
 
 def _listens(port: int) -> bool:
