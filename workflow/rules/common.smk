@@ -7,7 +7,14 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-from randopt import config as randopt_config, engines, experiment as randopt_experiment, layout, resources as needs, speed
+from randopt import (
+    config as randopt_config,
+    engines,
+    experiment as randopt_experiment,
+    layout,
+    resources as needs,
+    speed,
+)
 from randopt.cluster import leftovers, lock as driver_lock
 from randopt.errors import UserError
 from randopt.tasks.scorers import SCORERS
