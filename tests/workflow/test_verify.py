@@ -1,5 +1,6 @@
 """randopt verify on a finished run: every member, one expert, and what a changed file does."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -82,10 +83,12 @@ def test_another_checkpoint_or_another_record_is_seen(finished, weights) -> None
     refused(finished.randopt("verify", "tiny"), "written by another version")
     tables.write(ledger, tables.LEDGER, path, **footer)
 
-    status, whole = weights.stat(), bytearray(weights.read_bytes())
+    whole = bytearray(weights.read_bytes())
     whole[-1] ^= 1
     weights.write_bytes(whole)
     refused(finished.randopt("verify", "tiny"), "changed since the model was prepared")
-    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))  # as bits rot: size and time are the same
+    (manifest,) = finished.folder.glob("results/models/*/manifest.json")
+    recorded = json.loads(manifest.read_text())["files"][weights.name]["mtime_ns"]
+    os.utime(weights, ns=(recorded, recorded))  # as bits rot: size and time are the recorded ones
     done = finished.randopt("verify", "tiny", "--rank", "1")
     assert done.returncode == 1 and done.stdout.count("DIFFERENT") == 2, said(done)
