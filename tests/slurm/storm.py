@@ -25,7 +25,7 @@ from tests.slurm.cluster import Cluster, environment_of, kept, processes, run, u
 from tests.slurm.conftest import Site
 from tests.workflow.tools import leftovers
 
-SHARDS, SHARD = 40, 12
+SHARD = 12
 ROUND_SECONDS = 1500.0  # a round that takes longer counts as a hang
 CALM_SECONDS = (1.0, 6.0)  # between two faults
 
@@ -135,10 +135,10 @@ def storm(cluster: Cluster, site: Site, undisturbed: Site, faults: int, chance: 
     return struck
 
 
-def make_site(folder: Path, model: Path) -> Site:
-    """A checkout with a search of forty small shards."""
+def make_site(folder: Path, model: Path, shards: int) -> Site:
+    """A checkout with a search of small shards."""
     site = Site(folder, model)
-    site.config["search"].update(candidates=SHARDS * SHARD, shard_size=SHARD)
+    site.config["search"].update(candidates=shards * SHARD, shard_size=SHARD)
     site.write_config()
     return site
 
@@ -147,6 +147,7 @@ def main() -> None:
     """Rounds of faults, a line for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--faults", type=int, default=25, help="faults in each round")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -158,12 +159,12 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="randopt-storm-")))
         cluster = stack.enter_context(kept())
         model = build_tiny_model(folder / "model")
-        undisturbed = make_site(folder / "undisturbed", model)
+        undisturbed = make_site(folder / "undisturbed", model, arguments.shards)
         undisturbed.snakemake("--set-threads", "generate=1", "--", "scores")
         for number in range(arguments.rounds):
             seed = arguments.seed + number
             print(f"round {number + 1}, seed {seed}: ", end="", flush=True)
-            site, begun = make_site(folder / f"round-{number}", model), time.monotonic()
+            site, begun = make_site(folder / f"round-{number}", model, arguments.shards), time.monotonic()
             try:
                 struck = storm(cluster, site, undisturbed, arguments.faults, random.Random(seed))
                 print(f"- holds after {time.monotonic() - begun:.0f} s: {dict(struck)}", flush=True)
