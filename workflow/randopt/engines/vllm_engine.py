@@ -246,6 +246,7 @@ def _set_environment(settings: EngineSettings) -> None:
     }
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # cores are the scheduler's to give
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a job's log is taken from
 
 
 @contextmanager
