@@ -4,8 +4,8 @@
 
 brings the test cluster up and prints a line for each round. Whoever started the search types the same command again
 whenever the driver is gone, and does nothing else. A round holds when the tables are those of an undisturbed run, byte
-for byte, and no finished request was generated again: a part, once seen, stays the same file until it is merged, and
-an output, once seen, stays as it is.
+for byte, and no finished request was generated again: a part, once seen, stays the same file until it is merged, and a
+shard whose output was there generates nothing any more.
 """
 
 import argparse
@@ -31,22 +31,42 @@ CALM_SECONDS = (1.0, 6.0)  # between two faults
 
 
 class Watch:
-    """Every part and output that was ever seen, and which of them became another file."""
+    """Every part and output that was ever seen, and what was generated again."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.seen: dict[Path, tuple[int, int]] = {}
+        self.parts: dict[Path, tuple[int, int]] = {}  # until their shard's output is there: it may be taken over later
+        self.attempts: dict[Path, int] = {}  # output -> starts of its shard before it was first seen
         self.again: list[str] = []
 
     def look(self) -> None:
         """Compare what lies there now with what was seen before."""
-        for path in self.site.folder.glob("results/tiny/*/*/search/completions/**/[!.]*.parquet"):
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                stamp = status.st_ino, status.st_mtime_ns
-                if self.seen.setdefault(path, stamp) != stamp:
-                    self.again.append(str(path.relative_to(self.site.folder)))
-                    self.seen[path] = stamp
+        for folder in self.site.folder.glob("results/tiny/*/*/search/completions"):
+            for output in folder.glob("[!.]*.parquet"):
+                self.attempts.setdefault(output, len(self.starts(output)))
+            for part in folder.glob("*.parts/[!.]*.parquet"):
+                with suppress(FileNotFoundError):
+                    status = part.stat()
+                    stamp = status.st_ino, status.st_mtime_ns
+                    there = part.parent.with_suffix(".parquet") in self.attempts
+                    if not there and self.parts.setdefault(part, stamp) != stamp:
+                        self.again.append(str(part.relative_to(self.site.folder)))
+
+    def starts(self, output: Path) -> list[int]:
+        """How many requests each start of a shard set out to generate."""
+        run = output.parents[2].relative_to(self.site.folder / "results")
+        log = self.site.folder / "logs/generate" / run / "search" / f"{output.stem}.log"
+        lines = log.read_text().replace("\r", "\n").splitlines() if log.exists() else []
+        ends = "requests are to be generated"
+        return [int(line.split(": ")[-1].split(" of ")[0]) for line in lines if line.endswith(ends)]
+
+    def finish(self) -> None:
+        """What was done twice: after its output was there a shard generates nothing, and never more than before."""
+        self.look()
+        for output, before in self.attempts.items():
+            starts = self.starts(output)
+            if any(starts[before:]) or starts != sorted(starts, reverse=True):
+                self.again.append(f"{output.name}: {starts}, there after {before}")
 
 
 def workers(site: Site) -> list[int]:
@@ -115,7 +135,7 @@ def storm(cluster: Cluster, site: Site, undisturbed: Site, faults: int, chance: 
                     if time.monotonic() > back:
                         cluster.start_node(node)
                         del down[node]
-                if time.monotonic() > next_fault and struck.total() < faults and watch.seen:
+                if time.monotonic() > next_fault and struck.total() < faults and watch.parts:
                     fault = chance.choice(kinds)
                     if fault():
                         struck[fault.__name__] += 1
@@ -127,7 +147,7 @@ def storm(cluster: Cluster, site: Site, undisturbed: Site, faults: int, chance: 
         time.sleep(1.0)
     for node in down:
         cluster.start_node(node)
-    watch.look()
+    watch.finish()
     assert not watch.again, f"generated again: {watch.again[:10]}"
     assert site.search_tables() == undisturbed.search_tables(), "the tables are not those of an undisturbed run"
     assert leftovers(site) == []
