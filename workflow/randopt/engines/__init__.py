@@ -60,6 +60,9 @@ class Engine(Protocol):
     def set_weights(self, perturbation: Perturbation) -> None:
         """Make the weights base + Σ coefficient·ε(seed), always from the pristine base."""
 
+    def expect(self, perturbation: Perturbation) -> None:
+        """A hint of what set_weights comes next, to be prepared while completions are generated."""
+
     def generate(self, items: Sequence[Item], decoding: Decoding) -> Generator[Completion, None, None]:
         """Completions as they finish, in no particular order; closing the iterator drops the rest."""
 

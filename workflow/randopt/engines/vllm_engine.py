@@ -95,12 +95,17 @@ class VllmEngine:
             self._forget()
         self._current = perturbation
 
-    def weights_digest(self) -> str:
-        """Digest of the checkpoint tensors in use, once it is shown that every rank's live weights are theirs.
+    def expect(self, perturbation: Perturbation) -> None:
+        """Say what set_weights comes next, so that on a CPU its tensors are made meanwhile."""
+        with _told("preparing the next weights"):
+            self._llm.collective_rpc("randopt_expect", args=(perturbation,))
 
-        For the base the live parameters, buffers and packed linear layers must be the bits of vLLM's own first load;
-        for a perturbation, those that making and loading its tensors once more gives. Not covered: weights that a
-        backend packs elsewhere.
+    def weights_digest(self) -> str:
+        """Digest of the checkpoint tensors in use, made once more in every rank.
+
+        For the base it is also shown that the live parameters, buffers and packed linear layers of every rank are the
+        bits of vLLM's own first load: at a shard's start, and at its end, after every perturbation was loaded the
+        same way. Not covered: weights that a backend packs elsewhere.
         Raises UserError where live weights differ, so there is no digest to speak of.
         """
         perturbation = self._current
@@ -108,16 +113,11 @@ class VllmEngine:
             raise UserError("engine.name: vllm has no defined weights, since setting them failed; run again.")
         with _told("checking the weights"):
             made = self._llm.collective_rpc("randopt_checkpoint_digest", args=(perturbation,))
-            live = expected = self._live_digests()
-            if perturbation:
-                self._llm.collective_rpc("randopt_set_weights", args=(perturbation,))
-                expected = self._live_digests()
-            else:
-                expected = self._live_base
-        if live != expected or len(set(made)) > 1:
+            live = self._live_digests() if not perturbation else self._live_base
+        if live != self._live_base or len(set(made)) > 1:
             raise UserError(
-                f"vLLM holds other weights than those of the checkpoint: {_first_difference(live, expected)}. Either "
-                "memory is faulty or vLLM cannot reload this model faithfully; use engine.name: transformers."
+                f"vLLM holds other weights than those of the checkpoint: {_first_difference(live, self._live_base)}. "
+                "Either memory is faulty or vLLM cannot reload this model faithfully; use engine.name: transformers."
             )
         return made[0]
 
