@@ -3,6 +3,7 @@
 The tests of this module share one checkout and stand in the order of a working day.
 """
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from randopt import tables
 from tests.conftest import Checkout
-from tests.workflow.tools import jobs, new_checkout, refused, said
+from tests.workflow.tools import copy_of, jobs, refused, said
 
 # The tiny model hardly ever knows a product. By this scorer its answers differ, and by its twin they differ otherwise.
 SCORER = '''"""Large numbers are right; for the twin odd ones are, and at the vote those above 3."""
@@ -45,9 +46,10 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory, tiny_model) -> Checkout:
-    """A finished run of a task whose scorer has a twin."""
-    checkout = new_checkout(tmp_path_factory.mktemp("rescore"), tiny_model)
+def judged(tmp_path_factory, tiny_model, undisturbed) -> Checkout:
+    """A finished run, given a scorer with a twin instead of its own: only its experts are generated anew."""
+    checkout = copy_of(undisturbed, tmp_path_factory.mktemp("rescore"), tiny_model)
+    shutil.rmtree(checkout.run / "n00016")
     folder = checkout.folder / SCORERS
     (folder / "large.py").write_text(SCORER)
     change(folder / "__init__.py", "import countdown,", "import countdown, large,")
@@ -56,6 +58,7 @@ def judged(tmp_path_factory, tiny_model) -> Checkout:
     checkout.config["tasks"][0]["scorer"] = "large"
     counts = jobs(said(checkout.snakemake()))
     assert counts["score_large"] == 4 and "score" not in counts, "one job for both scorers"
+    assert counts["generate"] == 1
     return checkout
 
 
