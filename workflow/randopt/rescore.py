@@ -100,7 +100,6 @@ def compare(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object], 
             stored.select(*_KEY, *(pl.col(name).alias(f"old_{name}") for name in JUDGED)),
             on=_KEY,
             how="left",
-            validate="1:1",
             maintain_order="left",
         )
     )

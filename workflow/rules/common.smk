@@ -53,6 +53,12 @@ def shard_files(run, stage, table, rows=None):
     return [str(layout.shard_file(run.folder, stage, table, s)) for s in run.shards(stage, rows)]
 
 
+def answered_items(wildcards):
+    """Paths of the items that a stage answers."""
+    folder = layout.RESULTS / "tasks" / run_of(wildcards).task_id
+    return [str(folder / f"{split}.parquet") for split in layout.stage_splits(wildcards.stage)]
+
+
 def generate_inputs(wildcards):
     """What a shard reads.
 
@@ -66,10 +72,7 @@ def generate_inputs(wildcards):
         "manifest": layout.RESULTS / "models" / run.model_id / "manifest.json",
     }
     named = {name: ancient(str(path)) for name, path in paths.items()}
-    named["splits"] = [
-        ancient(str(layout.RESULTS / "tasks" / run.task_id / f"{split}.parquet"))
-        for split in layout.stage_splits(wildcards.stage)
-    ]
+    named["splits"] = [ancient(path) for path in answered_items(wildcards)]
     if first := layout.race_round(run.description, wildcards.stage, layout.parse_shard(wildcards.shard)):
         named["race"] = ancient(str(layout.race_file(run.folder)))
         named["before"] = ancient(str(layout.candidates_file(run.folder, first)))

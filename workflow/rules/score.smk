@@ -11,17 +11,11 @@ if not any(SCORERS[run.task.scorer].sandboxed for run in EXPERIMENT.runs):
 TWINNED = "|".join(name for name in SCORERS if len(judges(name)) > 1)
 
 
-def scored_splits(wildcards):
-    """The items that a stage answers."""
-    folder = layout.RESULTS / "tasks" / run_of(wildcards).task_id
-    return [str(folder / f"{split}.parquet") for split in layout.stage_splits(wildcards.stage)]
-
-
 rule score:
     """Verdicts of one shard."""
     input:
         completions=rules.generate.output.completions,
-        splits=scored_splits,
+        splits=answered_items,
     output:
         scores="results/{run}/{stage}/scores/{scorer}-v{version}/{shard}.parquet",
     log:
@@ -47,7 +41,7 @@ for pair in sorted({judges(run.task.scorer) for run in EXPERIMENT.runs if len(ru
             f"score_{pair[0].name}"
         input:
             completions=rules.generate.output.completions,
-            splits=scored_splits,
+            splits=answered_items,
         output:
             scores=[
                 f"results/{{run}}/{{stage}}/{layout.scores(scorer.name, scorer.version)}/{{shard}}.parquet"
