@@ -17,7 +17,7 @@ from randopt.files import write_text_atomic
 from randopt.models import source as model_source
 from randopt.noise import NOISE_VERSION
 from randopt.tasks import spec as task_spec
-from randopt.tasks.scorers import SCORERS
+from randopt.tasks.scorers import SCORERS, judges
 
 RACE_RULE = 1  # raise it when randopt.race stops other candidates than before
 
@@ -55,6 +55,11 @@ class Run:
     def scores(self) -> str:
         """Folder of the task's scorer, name and version, in each stage."""
         return layout.scores(self.task.scorer, SCORERS[self.task.scorer].version)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Folders of all scores that each stage has: the task's scorer's, and those of its twin if there is one."""
+        return [layout.scores(scorer.name, scorer.version) for scorer in judges(self.task.scorer)]
 
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""

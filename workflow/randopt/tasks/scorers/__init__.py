@@ -9,7 +9,7 @@ from randopt.errors import UserError
 from randopt.tasks.scorers import countdown, gsm8k, number, sandboxed
 from randopt.tasks.scorers.verdict import NO_ANSWER, Scorer, Verdict
 
-__all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "resolve"]
+__all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "judges", "resolve"]
 
 SCORERS = {
     scorer.name: scorer
@@ -29,6 +29,16 @@ def get(name: str) -> Scorer:
     if name not in SCORERS:
         raise UserError(f"scorer {name!r} is unknown; choose one of {', '.join(SCORERS)}.")
     return SCORERS[name]
+
+
+def judges(name: str) -> tuple[Scorer, ...]:
+    """All whose verdicts are kept where a task names this scorer: the scorer and its paper-compatible twin.
+
+    In this order whichever of the two is named; a scorer without a twin is alone. UserError for an unknown name.
+    """
+    get(name)
+    plain = name.removesuffix("_paper")
+    return tuple(SCORERS[known] for known in (plain, f"{plain}_paper") if known in SCORERS)
 
 
 def resolve(task_default: str, name: str | None = None) -> Scorer:
