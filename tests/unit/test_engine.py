@@ -1,11 +1,13 @@
 """The engine on a tiny real model: weights, restoring, batching, sampling, streaming."""
 
 import dataclasses
+import resource
+from pathlib import Path
 
 import pytest
 import torch
 
-from randopt import engines, noise
+from randopt import engines, noise, parts
 from randopt.engines import EngineSettings, Item
 from randopt.engines.prompts import batches, shared_prefix
 from randopt.engines.sampling import next_tokens, stream_seed, uniform
@@ -13,7 +15,8 @@ from randopt.errors import UserError
 from randopt.models import checkpoint
 from randopt.models.prepare import load_manifest, prepare
 from randopt.models.source import parse
-from randopt.requests import Decoding
+from randopt.requests import Decoding, candidate
+from randopt.shard import run_requests
 
 SETTINGS = EngineSettings("bfloat16", 6, 4, "auto", "iid", (), 2)
 GREEDY = Decoding()
@@ -218,6 +221,29 @@ def test_prefix_and_batches() -> None:
     assert shared_prefix([[1, 2], [1, 2, 3]]) == 1  # a token of the shortest is left to predict from
     assert shared_prefix([[1], [2]]) == 0
     assert batches([3, 9, 5, 9], 3) == [[1, 3, 2], [0]]
+
+
+def test_memory_that_runs_out_is_told_and_what_is_finished_stays(engine, items, tmp_path) -> None:
+    many = [Item(f"{n}", (("user", f"What is {n} times 7 ? " * 400),)) for n in range(16)]
+    kept = parts.Parts(tmp_path / "short.parquet", {"run_id": "short"}, [item.item_id for item in many])
+    progress = parts.begin_attempt(None, "short", "search", (0, 3))
+    engine.settings = dataclasses.replace(SETTINGS, batch_size=16)
+    plan = [candidate(seed, 0.1) for seed in range(3)]
+    generate, limit = engine.generate, resource.getrlimit(resource.RLIMIT_AS)
+
+    def short_of_memory(problems, decoding):
+        if progress.done == 1:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), limit[1]))
+        return generate(problems, decoding)
+
+    engine.generate = short_of_memory
+    try:
+        with pytest.raises(UserError, match=r"16 items.*lower engine\.batch_size"):
+            run_requests(engine, many, plan, kept, progress)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert [kept.read(request) is not None for request in plan] == [True, False, False]
 
 
 def test_a_broken_candidate_ends_at_once_and_says_why(engine, items) -> None:

@@ -301,6 +301,8 @@ def test_broken_candidates_end_and_the_base_returns(one_rank, tiny) -> None:
         answers, tiny, FLOAT32, ((), ((1, 10.0),), ((1, 1e39),), ()), ITEMS, GREEDY
     )
     assert all(set(said) == {item.item_id for item in ITEMS} for said, _ in broken)
+    assert {(c.finish_reason, c.text, c.completion_tokens) for c in broken[1][0].values()} == {("nan", "", 1)}
+    assert {c.finish_reason for c in base.values()} <= {"stop", "length"}
     assert after == base
     assert digest == load_manifest(tiny).content["weights_digest"]
 

@@ -8,7 +8,8 @@ temperature sampling: penalties in a model's generation_config are not applied.
 
 import copy
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -96,11 +97,12 @@ class TransformersEngine:
             self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         lengths = [len(prompt) for prompt in prompts]
         for batch in batches(lengths, self.settings.batch_size, self.settings.ordered):
-            rows = copy.deepcopy(cache)
-            if prefix:
-                rows.batch_repeat_interleave(len(batch))
             chosen = [prompts[index] for index in batch]
-            yield from self._generate_batch([items[index] for index in batch], chosen, prefix, rows, decoding)
+            with _memory_told(len(batch)):
+                rows = copy.deepcopy(cache)
+                if prefix:
+                    rows.batch_repeat_interleave(len(batch))
+                yield from self._generate_batch([items[index] for index in batch], chosen, prefix, rows, decoding)
 
     def _generate_batch(
         self,
@@ -156,6 +158,20 @@ class TransformersEngine:
         if item not in self._prompts:
             self._prompts[item] = token_ids(self._tokenizer, item, self.settings.chat_template)
         return self._prompts[item]
+
+
+@contextmanager
+def _memory_told(batch: int) -> Iterator[None]:
+    """Turn torch's refusal of memory into a message that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class of its own for GPUs alone
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"memory ran out while {batch} items were generated at once ({str(error).splitlines()[0]}). Finished "
+            "requests are kept: lower engine.batch_size, or let the job ask for more memory, and run again."
+        ) from error
 
 
 def _left_padded(
