@@ -51,6 +51,7 @@ def task_items(name: str, items: int = 64) -> tuple[list[str], list[Item]]:
 
 def bench(name: str, prefix_caching: bool = True) -> dict:
     """Seconds to load and to set weights, and the share of pure generation throughput that the loop keeps."""
+    engines.share_cores()
     import torch
 
     manifest = demo_manifest(ROOT / "results" / "bench" / "model")

@@ -324,9 +324,9 @@ def generate(
 ) -> None:
     """Generate a shard's completions; continues from what earlier attempts finished."""
     _stay_offline()
-    # Threads that spin long at OpenMP's barriers starve each other when the machine has other work; those that sleep
-    # at once (OMP_WAIT_POLICY=PASSIVE) cost a third of the speed when it has none. It must be said before torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    from randopt import engines
+
+    engines.share_cores()
     from randopt.layout import parse_shard
     from randopt.models.local_copy import scratch_folder
     from randopt.shard import generate as generate_shard
