@@ -1,6 +1,7 @@
 """score: from kept texts to verdicts, on a CPU, as often as a scorer changes."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -12,8 +13,8 @@ from randopt.items import items_hash, read_items, references
 from randopt.tasks.scorers import NO_ANSWER, Scorer, Verdict, get
 
 
-def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -> None:
-    """Make a shard's scores from its completions.
+def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str, threads: int = 1) -> None:
+    """Make a shard's scores from its completions; `threads` programs of models run at a time.
 
     Raises UserError when the completions are of another run, shard or set of items, or when the
     scorer fails on a text; the texts are kept, so no generation is lost.
@@ -32,7 +33,7 @@ def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -
     columns = ["request_id", "item_id", "text", "finish_reason"]
     texts = tables.read(completions, tables.COMPLETIONS, columns, **place)
     scorer = get(scorer_name)
-    verdicts = judge_all(scorer, texts, references(items))
+    verdicts = judge_all(scorer, texts, references(items), threads)
     frame = texts.select("request_id", "item_id").with_columns(
         reward=pl.Series([v.reward for v in verdicts], dtype=pl.Float32),
         strict=pl.Series([v.strict for v in verdicts], dtype=pl.Boolean),
@@ -45,21 +46,29 @@ def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -
     tables.write(frame, tables.SCORES, layout.shard_file(run_folder, stage, folder, shard), **place)
 
 
-def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]) -> list[Verdict]:
+def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object], threads: int = 1) -> list[Verdict]:
     """A verdict per row of `texts` (item_id, text, finish_reason); equal texts on an item are judged once.
 
     What a race left out is not judged: no answer.
     """
     rows = texts.select("item_id", "text", pl.col("finish_reason") == race.PRUNED).rows()
     distinct = list(dict.fromkeys((item_id, text) for item_id, text, pruned in rows if not pruned))
-    verdicts = dict(zip(distinct, _judge(scorer, distinct, references), strict=True))
+    verdicts = dict(zip(distinct, _judge(scorer, distinct, references, threads), strict=True))
     return [NO_ANSWER if pruned else verdicts[item_id, text] for item_id, text, pruned in rows]
 
 
-def _judge(scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object]) -> list[Verdict]:
+def _judge(
+    scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object], threads: int
+) -> list[Verdict]:
     if scorer.batch is not None:
         return list(scorer.batch([(text, references[item_id]) for item_id, text in pairs]))
-    return [judge(scorer, item_id, text, references[item_id]) for item_id, text in pairs]
+    if not scorer.runs_programs:
+        return [judge(scorer, item_id, text, references[item_id]) for item_id, text in pairs]
+    pool = ThreadPoolExecutor(threads)  # its threads only wait for the programs' processes
+    try:
+        return list(pool.map(lambda pair: judge(scorer, pair[0], pair[1], references[pair[0]]), pairs))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def judge(scorer: Scorer, item_id: str, text: str, reference: object) -> Verdict:

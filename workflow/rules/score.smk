@@ -22,9 +22,11 @@ rule score:
         "logs/score/{run}/{stage}/{scorer}-v{version}/{shard}.log",
     conda:
         "../../envs/randopt.yaml"
+    threads: 8 if runs_programs() else 1
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wc, threads: 3500 + 500 * threads,  # a model's program may take 512 MiB
         runtime=60,
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --scorer {wildcards.scorer:q} 2> >(keep_log {log:q})"
+        " --scorer {wildcards.scorer:q} --threads {threads} --sandbox {EXPERIMENT.config[scoring][sandbox]}"
+        " 2> >(keep_log {log:q})"
