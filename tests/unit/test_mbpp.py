@@ -31,7 +31,6 @@ KEY = 'returns ["number","0x3"], ["number","0x0"]'
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(code, "CPU_SECONDS", 1)
-    monkeypatch.setattr(code, "SECONDS", 1.5)
 
 
 def verdict(response, reference=ADD, scorer="mbpp"):
@@ -48,7 +47,7 @@ def tagged(program):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_paper_reproduces_the_public_verdicts(case, monkeypatch):
-    monkeypatch.setattr(code, "PAPER_SECONDS", 1.0)
+    monkeypatch.setattr(code, "PAPER_SECONDS", 2.0)
     found = verdict(case["response"], case["ground_truth"], scorers.resolve("mbpp", "paper").name)
     assert found == (case["reward"], case["reward"] >= 1, case["vote_correct"], case["vote"] or None)
 
@@ -67,7 +66,7 @@ def test_paper_reproduces_the_public_verdicts(case, monkeypatch):
     ],
 )
 def test_paper_beyond_the_given_rows(response, passes, key, monkeypatch):
-    monkeypatch.setattr(code, "PAPER_SECONDS", 1.0)
+    monkeypatch.setattr(code, "PAPER_SECONDS", 2.0)
     found = verdict(response, scorer="mbpp_paper")
     assert found[:3] == (float(passes), passes, passes)
     assert key is ... or found.vote_key == key
@@ -254,7 +253,6 @@ def secret(n):
 
 def test_the_expected_value_is_nowhere_to_be_found(monkeypatch):
     monkeypatch.setattr(code, "CPU_SECONDS", 5)
-    monkeypatch.setattr(code, "SECONDS", 8.0)
     monkeypatch.setenv("ANSWER", "the-answer-is-4711")
     reference = {
         "code": "def secret(n): return 'the-answer-is-4711'",

@@ -25,8 +25,10 @@ rule score:
     threads: 8 if runs_programs() else 1
     resources:
         mem_mb=lambda wc, threads: 3500 + 500 * threads,  # a model's program may take 512 MiB
-        runtime=60,
+        runtime=240 if runs_programs() else 60,  # programs that never end take 8 s each
+    params:
+        sandbox=EXPERIMENT.config["scoring"]["sandbox"],
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --scorer {wildcards.scorer:q} --threads {threads} --sandbox {EXPERIMENT.config[scoring][sandbox]}"
+        " --scorer {wildcards.scorer:q} --threads {threads} --sandbox {params.sandbox}"
         " 2> >(keep_log {log:q})"

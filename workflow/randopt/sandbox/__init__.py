@@ -69,7 +69,7 @@ def use(mode: str) -> None:
 def run(request: Request, cpu_seconds: int, seconds: float, seconds_each: float | None = None) -> Answers:
     """Run a program in the chosen sandbox; never raises for what the program does.
 
-    cpu_seconds: processor time of all its threads. seconds: wall-clock time in all, after which it is killed;
+    cpu_seconds: processor time. seconds: wall-clock time in all, after which it is killed;
     seconds_each: for each reply, if less.
     Raises UserError when the sandbox itself cannot be started.
     """
@@ -153,8 +153,9 @@ def _command() -> list[str]:
             command += ["--symlink", os.readlink(folder), folder]
         else:
             command += ["--ro-bind-try", folder, folder]
-    command += ["--dev", "/dev", "--size", str(FILES), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    return [*command, "--ro-bind", str(_WORKER), "/worker.py", *script, "/worker.py"]
+    command += ["--dev", "/dev", "--ro-bind", str(_WORKER), "/worker.py", "--size", str(FILES), "--tmpfs", "/tmp"]
+    # the root and /dev are file systems in memory as well, of any size
+    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", *script, "/worker.py"]
 
 
 def _installation() -> Iterator[str]:

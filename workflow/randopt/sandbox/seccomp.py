@@ -1,8 +1,8 @@
 """The filter of system calls that a sandboxed program runs under: everything not named here fails with EPERM.
 
-A classic BPF program for seccomp (Linux, seccomp(2), linux/filter.h). A program may compute, read files and start
-threads. It may not start processes or other programs, open sockets, send signals, change limits or namespaces; so
-there is one process to kill, and its limits are the limits of all it does.
+A classic BPF program for seccomp (Linux, seccomp(2), linux/filter.h). A program may compute and read files. It
+may not start processes, threads or other programs, open sockets, send signals, change limits or namespaces; so there is
+one process to kill, and its limits are the limits of all it does.
 """
 
 import errno
@@ -37,13 +37,12 @@ WRITING: dict[str, tuple[int, int | None]] = {
     "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276),
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "utimensat": (280, 88), "flock": (73, 32),
 }  # fmt: skip
-OPEN, OPENAT, CLONE, CLONE3 = (2, None), (257, 56), (56, 220), (435, 435)
+OPEN, OPENAT = (2, None), (257, 56)
 
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000  # linux/seccomp.h: RET_ALLOW, RET_KILL_PROCESS, RET_ERRNO
 _LOAD, _AND, _EQUALS, _RETURN = 0x20, 0x54, 0x15, 0x06  # linux/bpf_common.h: LD|W|ABS, ALU|AND|K, JMP|JEQ|K, RET|K
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; arguments are 8 bytes, low half first
 _CHANGES_FILES = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_ACCMODE, O_CREAT, O_TRUNC, the bit of O_TMPFILE
-_CLONE_THREAD = 0x10000
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
@@ -70,24 +69,15 @@ def program(writing: bool, machine: str | None = None) -> bytes:
     for numbers in {**COMPUTING, **(WRITING if writing else {})}.values():
         if numbers[column] is not None:
             rules += [(_EQUALS, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]  # type: ignore[list-item]
-    # glibc tries clone3, whose flags a filter cannot see, and falls back to clone when it does not exist
-    rules += [(_EQUALS, 0, 1, CLONE3[column]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
-    rules += _allow_if(CLONE[column], 0, _CLONE_THREAD, _CLONE_THREAD)
     for numbers, flags in ((OPEN, 1), (OPENAT, 2)):
-        mask = 0 if writing else _CHANGES_FILES
         if numbers[column] is not None:
-            rules += _allow_if(numbers[column], flags, mask, 0)  # type: ignore[arg-type]
+            rules += [
+                (_EQUALS, 0, 5, numbers[column]),  # type: ignore[list-item]
+                (_LOAD, 0, 0, _ARGUMENTS + 8 * flags),
+                (_AND, 0, 0, 0 if writing else _CHANGES_FILES),
+                (_EQUALS, 0, 1, 0),
+                (_RETURN, 0, 0, _ALLOW),
+                (_RETURN, 0, 0, _FAIL | errno.EPERM),
+            ]
     rules.append((_RETURN, 0, 0, _FAIL | errno.EPERM))
     return b"".join(struct.pack("=HBBI", *rule) for rule in rules)
-
-
-def _allow_if(number: int, argument: int, mask: int, value: int) -> list[Instruction]:
-    """Call `number` is allowed exactly when the low 32 bits of its argument, masked, are `value`."""
-    return [
-        (_EQUALS, 0, 5, number),
-        (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),
-        (_AND, 0, 0, mask),
-        (_EQUALS, 0, 1, value),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _FAIL | errno.EPERM),
-    ]
