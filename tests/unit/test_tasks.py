@@ -128,7 +128,7 @@ def test_identity_is_what_changes_items(project):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("times_tabel", r"did you mean 'times_table'\?.*countdown, gsm8k, times_table"),
+        ("times_tabel", r"did you mean 'times_table'\?.*countdown, gsm8k, .*times_table"),
         ("no/where.yaml", "does not exist"),
         (7, "expected a task's name"),
         ({"splits": {}}, "mapping with the key `name`"),
@@ -342,7 +342,12 @@ def test_a_reference_of_several_columns(project):
     rows = [{"numbers": [n, 1], "target": str(n + 1), "other": 0} for n in range(1, 11)]
     (project.root / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompt = [{"role": "user", "content": "Make {target} of {numbers}."}]
-    changes = {"source": {"file": "words.jsonl"}, "reference": ["numbers", "target"], "prompt": prompt}
+    changes = {
+        "source": {"file": "words.jsonl"},
+        "reference": ["numbers", "target"],
+        "prompt": prompt,
+        "scorer": "countdown",
+    }
     first = make_items(load_task("words", project(**changes)))["select"].row(0, named=True)
     assert json.loads(first["reference"]) == {"numbers": [1, 1], "target": "2"}
     assert first["messages"][0]["content"] == "Make 2 of [1, 1]."

@@ -40,6 +40,7 @@ ShardName = Annotated[str, typer.Argument(help="Inclusive row range, as in 00000
 Candidates = Annotated[int, typer.Argument(help="N, the prefix of the plan.")]
 Controls = Annotated[str, typer.Option(help="Stage of the controls, as in controls-t0.7.")]
 ScorerName = Annotated[str, typer.Option(help="Name of the scorer.")]
+SandboxMode = Annotated[str, typer.Option(help="How models' programs are kept in: bubblewrap, or the weaker limits.")]
 TopK = Annotated[str, typer.Option(help="Ensemble sizes, separated by commas.")]
 
 
@@ -166,14 +167,38 @@ def rescore(
 def judge(
     task: Annotated[str, typer.Argument(help="times_table, countdown, gsm8k, reasoning_gym:DATASET, or a task file.")],
     scorer: Annotated[str | None, typer.Option(help="A scorer by name, or `paper`; default: the task's.")] = None,
+    sandbox: SandboxMode = "bubblewrap",
 ) -> None:
     """Judge answers by hand: JSON lines {response, reference} in, {reward, strict, lenient, vote_key} out.
 
     Example: echo '{"response": "It is 42.", "reference": "42"}' | randopt judge gsm8k
     """
+    from randopt import sandbox as sandboxes
     from randopt.tasks.judge import judge as judge_lines
 
+    sandboxes.use(sandbox)
     judge_lines(task, scorer, sys.stdin, sys.stdout)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def sandbox() -> None:
+    """Which sandbox for models' programs works on this machine (docs/sandbox.md).
+
+    Exit code 1: none does.
+    """
+    from randopt import sandbox as sandboxes
+
+    works = False
+    for mode in sandboxes.MODES:
+        try:
+            sandboxes.require(mode)
+        except UserError as error:
+            typer.echo(f"{mode}: no. {error}")
+        else:
+            works = True
+            typer.echo(f"{mode}: works")
+    if not works:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -344,13 +369,22 @@ def measure_speed(run: RunFolder) -> None:
 
 
 @app.command(rich_help_panel=STEPS)
-def score(run: RunFolder, stage: Stage, shard: ShardName, scorer: ScorerName) -> None:
+def score(
+    run: RunFolder,
+    stage: Stage,
+    shard: ShardName,
+    scorer: ScorerName,
+    sandbox: SandboxMode = "bubblewrap",
+    threads: Annotated[int, typer.Option(min=1, help="Models' programs that run at a time.")] = 1,
+) -> None:
     """Judge a shard's completions."""
     _stay_offline()
+    from randopt import sandbox as sandboxes
     from randopt.layout import parse_shard
     from randopt.score import score as score_shard
 
-    score_shard(run, stage, parse_shard(shard), scorer)
+    sandboxes.use(sandbox)
+    score_shard(run, stage, parse_shard(shard), scorer, threads)
 
 
 @app.command(rich_help_panel=STEPS)

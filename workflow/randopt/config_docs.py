@@ -24,6 +24,7 @@ What may be changed without losing work, and what it costs:
 | `ensemble.top_k` up to `members` | votes and metrics, no generation |
 | `ensemble.members` raised | only the new members and samples |
 | `statistics` | metrics |
+| `scoring` | scores and what follows |
 | `controls.self_consistency_temperature` | the controls |
 | a task's `scorer`, or a scorer's version | scores and what follows; only experts that are new are generated |
 | model, dtype, items, prompt, token limit, σ, first seed, noise law, exclude | a new run; the old one stays |

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -21,21 +22,21 @@ class ScorerFailed(UserError):
     """There are no scores, because the scorer could not judge one of the texts."""
 
 
-def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str) -> None:
+def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str, threads: int = 1) -> None:
     """Make a shard's scores from its completions: the scorer's, and those of its twin if it has one.
 
-    Raises UserError when the completions are of another run, shard or set of items, or when the
+    `threads` programs of models run at a time. Raises UserError when the completions are of another run, shard or set of items, or when the
     scorer fails on a text; the texts are kept, so no generation is lost. A paper twin that fails is no reason to
     stop: its file then says why it holds no scores, and whoever needs them gets that reason as ScorerFailed.
     """
     texts, known, place = read_texts(run_folder, stage, shard)
     first, *twins = judges(scorer_name)
     path = layout.shard_file(run_folder, stage, layout.scores(first.name, first.version), shard)
-    tables.write(verdicts(first, texts, known), tables.SCORES, path, **place)
+    tables.write(verdicts(first, texts, known, threads), tables.SCORES, path, **place)
     for twin in twins:
         path = layout.shard_file(run_folder, stage, layout.scores(twin.name, twin.version), shard)
         try:
-            frame, failed = verdicts(twin, texts, known), None
+            frame, failed = verdicts(twin, texts, known, threads), None
         except Exception as error:
             frame, failed = tables.SCORES.schema.to_frame(), str(error)
             log.warning("%s holds no scores: %s", path, failed)
@@ -59,9 +60,9 @@ def read_texts(run_folder: Path, stage: str, shard: layout.Shard) -> tuple[pl.Da
     return tables.read(path, tables.COMPLETIONS, columns, **place), references(items), place
 
 
-def verdicts(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]) -> pl.DataFrame:
+def verdicts(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object], threads: int = 1) -> pl.DataFrame:
     """SCORES of the rows of `texts`, in their order."""
-    found = judge_all(scorer, texts, references)
+    found = judge_all(scorer, texts, references, threads)
     return texts.select("request_id", "item_id").with_columns(
         reward=pl.Series([v.reward for v in found], dtype=pl.Float32),
         strict=pl.Series([v.strict for v in found], dtype=pl.Boolean),
@@ -78,21 +79,29 @@ def check_scored(path: Path, scores: pl.DataFrame) -> None:
         raise ScorerFailed(f"{path} holds no scores: {failed}")
 
 
-def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object]) -> list[Verdict]:
+def judge_all(scorer: Scorer, texts: pl.DataFrame, references: dict[str, object], threads: int = 1) -> list[Verdict]:
     """A verdict per row of `texts` (item_id, text, finish_reason); equal texts on an item are judged once.
 
     What a race left out is not judged: no answer.
     """
     rows = texts.select("item_id", "text", pl.col("finish_reason") == race.PRUNED).rows()
     distinct = list(dict.fromkeys((item_id, text) for item_id, text, pruned in rows if not pruned))
-    verdicts = dict(zip(distinct, _judge(scorer, distinct, references), strict=True))
+    verdicts = dict(zip(distinct, _judge(scorer, distinct, references, threads), strict=True))
     return [NO_ANSWER if pruned else verdicts[item_id, text] for item_id, text, pruned in rows]
 
 
-def _judge(scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object]) -> list[Verdict]:
+def _judge(
+    scorer: Scorer, pairs: Sequence[tuple[str, str]], references: dict[str, object], threads: int
+) -> list[Verdict]:
     if scorer.batch is not None:
         return list(scorer.batch([(text, references[item_id]) for item_id, text in pairs]))
-    return [judge(scorer, item_id, text, references[item_id]) for item_id, text in pairs]
+    if not scorer.runs_programs:
+        return [judge(scorer, item_id, text, references[item_id]) for item_id, text in pairs]
+    pool = ThreadPoolExecutor(threads)  # its threads only wait for the programs' processes
+    try:
+        return list(pool.map(lambda pair: judge(scorer, pair[0], pair[1], references[pair[0]]), pairs))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def judge(scorer: Scorer, item_id: str, text: str, reference: object) -> Verdict:

@@ -13,6 +13,7 @@ from randopt import (
     experiment as randopt_experiment,
     layout,
     resources as needs,
+    sandbox,
     speed,
 )
 from randopt.cluster import leftovers, lock as driver_lock
@@ -45,6 +46,11 @@ RUNS = {run.name: run for run in EXPERIMENT.runs}
 def run_of(wildcards):
     """The run whose folder the wildcards name."""
     return RUNS[wildcards.run]
+
+
+def runs_programs():
+    """Whether a scorer of this experiment runs models' programs."""
+    return any(SCORERS[run.task.scorer].runs_programs for run in EXPERIMENT.runs)
 
 
 def shard_files(run, stage, table, rows=None):
@@ -182,6 +188,8 @@ def start_experiment():
     try:
         if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
             engines.require(EXPERIMENT.config["engine"]["name"])
+        if runs_programs():
+            sandbox.require(EXPERIMENT.config["scoring"]["sandbox"])
         driver_lock.hold(run.folder for run in EXPERIMENT.runs)
         if on_slurm():
             from randopt.cluster import plugin

@@ -52,11 +52,14 @@ for pair in sorted({judges(run.task.scorer) for run in EXPERIMENT.runs if len(ru
         localrule: not any(scorer.sandboxed for scorer in pair)
         conda:
             "../../envs/randopt.yaml"
+        threads: 8 if any(scorer.runs_programs for scorer in pair) else 1
         resources:
-            mem_mb=4000,
-            runtime=60,
+            mem_mb=lambda wc, threads: 3500 + 500 * threads,  # a model's program may take 512 MiB
+            runtime=240 if any(scorer.runs_programs for scorer in pair) else 60,  # those that never end take 8 s each
         params:
             scorer=pair[0].name,
+            sandbox=EXPERIMENT.config["scoring"]["sandbox"],
         shell:
             "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-            " --scorer {params.scorer:q} 2> >(keep_log {log:q})"
+            " --scorer {params.scorer:q} --threads {threads} --sandbox {params.sandbox}"
+            " 2> >(keep_log {log:q})"

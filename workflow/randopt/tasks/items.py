@@ -11,12 +11,12 @@ import polars as pl
 from randopt.canonical import canonical_json
 from randopt.errors import UserError
 from randopt.tables import ITEMS
-from randopt.tasks import countdown, reasoning_gym_source, tabular, times_table
+from randopt.tasks import countdown, reasoning_gym_source, scorers, tabular, times_table
 from randopt.tasks.row import Row
 from randopt.tasks.spec import SPLITS, TaskSpec
 
 _GENERATORS = {"times_table": times_table.rows, "countdown": countdown.rows}
-_PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
+_PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)(:lines)?\}")
 
 
 def make_items(spec: TaskSpec, root: Path | None = None) -> dict[str, pl.DataFrame]:
@@ -28,6 +28,7 @@ def make_items(spec: TaskSpec, root: Path | None = None) -> dict[str, pl.DataFra
     """
     made = _rows(spec, Path(root or ""))
     check_disjoint(spec.name, made)
+    _check_references(spec, made)
     return {split: _frame(spec, split, made[split]) for split in SPLITS}
 
 
@@ -64,6 +65,17 @@ def check_disjoint(name: str, made: Mapping[str, list[Row]]) -> None:
         )
 
 
+def _check_references(spec: TaskSpec, made: Mapping[str, list[Row]]) -> None:
+    """Raise UserError for a reference that the task's scorer cannot use: before a model answers, not after."""
+    scorer = scorers.get(spec.scorer)
+    for split, rows in made.items():
+        for index, row in enumerate(rows):
+            try:
+                scorer.score("", row.reference)
+            except UserError as error:
+                raise UserError(f"task {spec.name}: {item_id(split, index)}: {error}") from error
+
+
 def item_id(split: str, index: int) -> str:
     """select-00007: the split and the position in it."""
     return f"{split}-{index:05d}"
@@ -72,6 +84,7 @@ def item_id(split: str, index: int) -> str:
 def render(template: str, fields: Mapping[str, Any]) -> str:
     """The template with {column} replaced; {{ and }} are plain braces, and so is any other brace.
 
+    {column:lines} is a list with one element per line; UserError when the column is no list.
     Not str.format: it would evaluate {a.__class__}, and choke on LaTeX.
     """
 
@@ -79,6 +92,12 @@ def render(template: str, fields: Mapping[str, Any]) -> str:
         if match[1] is None:
             return match[0][0]
         value = fields[match[1]]
+        if match[2]:
+            if not isinstance(value, list):
+                raise UserError(
+                    f"prompt: {match[0]} was given, but {match[1]} is {value!r}, no list; leave :lines out."
+                )
+            return "\n".join(map(str, value))
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
 
     return _PIECE.sub(piece, template)

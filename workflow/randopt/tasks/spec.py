@@ -141,8 +141,8 @@ def identity(spec: TaskSpec) -> dict[str, Any]:
 
 
 def placeholders(template: str) -> set[str]:
-    """The columns that a prompt template names: {column}, where {{ and }} are plain braces."""
-    return set(re.findall(r"\{([A-Za-z_]\w*)\}", template.replace("{{", "").replace("}}", "")))
+    """The columns that a prompt template names: {column} or {column:lines}; {{ and }} are plain braces."""
+    return set(re.findall(r"\{([A-Za-z_]\w*)(?::lines)?\}", template.replace("{{", "").replace("}}", "")))
 
 
 def _find(name: str, folder: Path) -> Path:

@@ -20,8 +20,15 @@ def rows(spec: TaskSpec, root: Path) -> dict[str, list[Row]]:
     named = sorted(set().union(*(placeholders(message["content"]) for message in spec.prompt)))
     parts = list(dict.fromkeys(split["part"] for split in spec.splits.values()))
     with tempfile.TemporaryDirectory() as scratch:
-        tables = {part: _load(spec, part, root, scratch) for part in parts}
+        tables = {part: _joined(spec, part, root, scratch) for part in parts}
         return {name: _slice(spec, name, tables[split["part"]], named) for name, split in spec.splits.items()}
+
+
+def _joined(spec: TaskSpec, parts: str, root: Path, scratch: str) -> Any:
+    """One part, or several joined by +, as a datasets.Dataset."""
+    import datasets  # 1 s: not for the Snakefile
+
+    return datasets.concatenate_datasets([_load(spec, part, root, scratch) for part in parts.split("+")])
 
 
 def _load(spec: TaskSpec, part: str, root: Path, scratch: str) -> Any:
@@ -50,7 +57,8 @@ def _load(spec: TaskSpec, part: str, root: Path, scratch: str) -> Any:
             raise UserError(
                 f"task {spec.name}: {path} cannot be read ({_first_line(error)}); mend the file."
             ) from error
-    parts = ", ".join(dict.fromkeys(f"{split['part']}: {split['part']}.jsonl" for split in spec.splits.values()))
+    named = dict.fromkeys(part for split in spec.splits.values() for part in split["part"].split("+"))
+    parts = ", ".join(f"{part}: {part}.jsonl" for part in named)
     call = f"datasets.load_dataset('{source['hub']}', {source['config']!r}, revision='{source['revision']}')"
     where = f"{source['hub']} ({source['config']}, part {part}, revision {source['revision'][:12]})"
     try:

@@ -23,6 +23,7 @@ class Scorer(NamedTuple):
     score: Callable[[str, Any], Verdict]  # (response, reference); UserError when the reference is unusable
     batch: Callable[[Sequence[tuple[str, Any]]], list[Verdict]] | None = None  # same verdicts, many at once
     sandboxed: bool = False  # runs other people's code in processes of its own
+    runs_programs: bool = False  # of models, in randopt.sandbox; score.py has several at a time
     max_reward: float = 1.0  # no verdict's reward is above it
 
 
