@@ -21,7 +21,8 @@ from randopt.models import checkpoint
 from randopt.models.prepare import Manifest, load_manifest, prepare
 from randopt.models.source import parse
 from randopt.requests import Decoding, candidate
-from randopt.shard import run_requests, to_items
+from randopt.items import to_items
+from randopt.shard import run_requests
 from randopt.tasks.items import make_items
 from randopt.tasks.spec import load_task
 
@@ -41,7 +42,7 @@ def demo_manifest(folder: Path) -> Manifest:
 def task_items(name: str) -> tuple[list[str], list[Item]]:
     """Ids and items of a task's selection split."""
     table = make_items(load_task(name, ROOT / "config" / "tasks"), ROOT)["select"]
-    return table["item_id"].to_list(), to_items(table)
+    return table["item_id"].to_list(), to_items(table, ROOT)
 
 
 def bench(name: str, prefix_caching: bool = True, candidates: int = 16, rounds: int = 2) -> dict:

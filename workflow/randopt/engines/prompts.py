@@ -12,7 +12,13 @@ def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
 
     `chat_template` auto applies the tokenizer's template exactly when it has one: a property of
     the tokenizer, never of the model's name. Without one the contents are joined by blank lines.
+    UserError for an item with pictures, which a language model does not see.
     """
+    if item.images:
+        raise UserError(
+            f"item {item.item_id} asks about a picture, which a language model does not see; use a vision-language "
+            "model, whose config.json has a vision_config, or another task."
+        )
     if chat_template == "always" and not tokenizer.chat_template:
         raise UserError(
             "models.chat_template: 'always' was given, but the tokenizer has no chat template; use auto or never."
@@ -21,7 +27,7 @@ def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
         messages = [{"role": role, "content": content} for role, content in item.messages]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    text = "\n\n".join(content for _, content in item.messages)
+    text = "\n\n".join(str(content) for _, content in item.messages)
     return tokenizer(text)["input_ids"]
 
 
