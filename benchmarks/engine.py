@@ -17,11 +17,11 @@ from typing import Any
 
 from randopt import engines, parts
 from randopt.engines import EngineSettings, Item
+from randopt.items import to_items
 from randopt.models import checkpoint
 from randopt.models.prepare import Manifest, load_manifest, prepare
 from randopt.models.source import parse
 from randopt.requests import Decoding, candidate
-from randopt.items import to_items
 from randopt.shard import run_requests
 from randopt.tasks.items import make_items
 from randopt.tasks.spec import load_task

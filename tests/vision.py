@@ -40,15 +40,16 @@ _TEMPLATE = (
 )
 
 
-def build_tiny_vision_model(folder: Path, family: str = "qwen2_5_vl", dtype: str = "float32") -> Path:
+def build_tiny_vision_model(folder: Path, family: str, dtype: str = "float32", **text: Any) -> Path:
     """A checkpoint folder with a two-layer language model behind a two-layer vision tower of `family`.
 
-    The weights are a fixed function of a seed; its answers are nonsense, but they depend on the picture.
+    The weights are a fixed function of a seed; its answers are nonsense, but they depend on the picture. `text`:
+    settings of the language model.
     """
     import torch
 
     torch.manual_seed(0)
-    processor, model = {"qwen2_5_vl": _qwen, "llava": _llava, "idefics3": _idefics}[family]()
+    processor, model = {"qwen2_5_vl": _qwen, "llava": _llava, "idefics3": _idefics}[family]({**_TEXT, **text})
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and "norm" not in name:  # loud enough for the picture to be heard
             torch.nn.init.normal_(weight, std=0.5)
@@ -130,7 +131,7 @@ def _image_processor(family: str, **settings: Any) -> Any:
     return getattr(module, f"{name}ImageProcessorPil")(**settings)
 
 
-def _qwen() -> tuple[Any, Any]:
+def _qwen(text: dict[str, Any]) -> tuple[Any, Any]:
     import transformers as hf
 
     tokenizer = _tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -144,7 +145,7 @@ def _qwen() -> tuple[Any, Any]:
     )
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = hf.Qwen2_5_VLConfig(
-        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope, "tie_word_embeddings": True},
+        text_config={**text, "vocab_size": len(tokenizer), "rope_parameters": rope, "tie_word_embeddings": True},
         vision_config={
             "depth": 2,
             "hidden_size": 16,
@@ -165,7 +166,7 @@ def _qwen() -> tuple[Any, Any]:
     return processor, hf.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _llava() -> tuple[Any, Any]:
+def _llava(text: dict[str, Any]) -> tuple[Any, Any]:
     import transformers as hf
 
     tokenizer = _tokenizer("<image>")
@@ -180,7 +181,7 @@ def _llava() -> tuple[Any, Any]:
         chat_template=_TEMPLATE.replace("IMAGE", "<image>"),
     )
     config = hf.LlavaConfig(
-        text_config=hf.LlamaConfig(**_TEXT, vocab_size=len(tokenizer)),
+        text_config=hf.LlamaConfig(**text, vocab_size=len(tokenizer)),
         vision_config=hf.CLIPVisionConfig(**_TOWER, projection_dim=16),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
@@ -188,7 +189,7 @@ def _llava() -> tuple[Any, Any]:
     return processor, hf.LlavaForConditionalGeneration(config)
 
 
-def _idefics() -> tuple[Any, Any]:
+def _idefics(text: dict[str, Any]) -> tuple[Any, Any]:
     import transformers as hf
 
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
@@ -202,11 +203,10 @@ def _idefics() -> tuple[Any, Any]:
         chat_template=_TEMPLATE.replace("IMAGE", "<image>"),
     )
     config = hf.Idefics3Config(
-        text_config=hf.LlamaConfig(**_TEXT, vocab_size=len(tokenizer)),
+        text_config=hf.LlamaConfig(**text, vocab_size=len(tokenizer)),
         vision_config=_TOWER,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=1,
     )
     return processor, hf.Idefics3ForConditionalGeneration(config)
-

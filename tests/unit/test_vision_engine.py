@@ -109,7 +109,9 @@ def test_the_vision_tower_stays_the_base_and_the_base_comes_back(engine, manifes
     engine.set_weights(((7, 0.3),))
     changed = {name for name, base in engine._base.items() if not torch.equal(engine._live[name], base)}
     assert {c.item_id: c.text for c in engine.generate(items, GREEDY)} != {i: c.text for i, c in before.items()}
-    towers = {name for name in engine._base if any(word in name for word in ("vision", "visual", "projector", "connec"))}
+    towers = {
+        name for name in engine._base if any(word in name for word in ("vision", "visual", "projector", "connec"))
+    }
     assert len(towers) > 20 and changed == set(engine._base) - towers
     engine.set_weights(())
     assert engine.weights_digest() == digest
@@ -143,4 +145,6 @@ def test_a_language_model_refuses_pictures(tiny_model, tmp_path, pictures) -> No
     with pytest.raises(UserError, match="item i0 asks about a picture, which a language model does not see"):
         completions(engine, [shown("i0", pictures[0])])
     with pytest.raises(UserError, match=r"matches no tensor of the model; give patterns for its vision tower"):
-        engines.load("transformers", load_manifest(tmp_path / "manifest.json"), dataclasses.replace(settings, exclude=TOWER))
+        engines.load(
+            "transformers", load_manifest(tmp_path / "manifest.json"), dataclasses.replace(settings, exclude=TOWER)
+        )

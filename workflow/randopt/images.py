@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def write(images: Mapping[str, Image], folder: Path) -> None:
     for image in images.values():
         path = Path(folder) / image.name
         if not path.is_file() or _digest(path.read_bytes()) != path.stem:
-            write_atomic(path, lambda temporary, image=image: temporary.write_bytes(image.data))
+            write_atomic(path, partial(_write, data=image.data))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def load(folder: Path, name: str) -> Image:
@@ -135,4 +140,6 @@ def _digest(data: bytes) -> str:
 
 def _spoilt(path: Path, what: str) -> UserError:
     folder = path.parent.parent
-    return UserError(f"{path} {what}. Remove the *.parquet files in {folder} and run again, which makes the items anew.")
+    return UserError(
+        f"{path} {what}. Remove the *.parquet files in {folder} and run again, which makes the items anew."
+    )

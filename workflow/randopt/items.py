@@ -20,7 +20,10 @@ def read_items(task_id: str, splits: Iterable[str]) -> pl.DataFrame:
 
 
 def items_hash(items: pl.DataFrame) -> str:
-    """Hash of ids and prompts, in which an image's name is the hash of its content: completions of other items are never taken for these."""
+    """Hash of ids and prompts, in which pictures are named by their content.
+
+    Completions of other items are never taken for these.
+    """
     return short_hash(items.select("item_id", "messages").to_dicts(), 16)
 
 

@@ -31,8 +31,8 @@ def perturbed_names(table: Sequence[checkpoint.TensorInfo], exclude: Sequence[st
     ]
     if set(exclude) == set(TOWER) and len(names) == sum(info.dtype in checkpoint.FLOATING for info in table):
         raise UserError(
-            f"models.exclude: its default for tasks with pictures, {list(exclude)}, matches no tensor of the model; give "
-            "patterns for its vision tower, or [] to perturb everything."
+            f"models.exclude: its default for tasks with pictures, {list(exclude)}, matches no tensor of the model; "
+            "give patterns for its vision tower, or [] to perturb everything."
         )
     if not names:
         raise UserError(f"models.exclude: {list(exclude)} excludes every tensor of the model.")

@@ -41,12 +41,12 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
     return ends
 
 
-def completion(tokenizer: Any, item: Item, prompt: Sequence[int], tokens: Sequence[int], reason: str) -> Completion:
+def completion(tokenizer: Any, item: Item, prompt_tokens: int, tokens: Sequence[int], reason: str) -> Completion:
     """The completion of generated `tokens`. The last one is counted, but its text not kept, unless it is a word of the
     answer (`reason` length): the end token (stop), or what broken weights came up with (nan).
     """
     text = str(tokenizer.decode(tokens if reason == "length" else tokens[:-1], skip_special_tokens=True))
-    return Completion(item.item_id, text, reason, len(prompt), len(tokens))
+    return Completion(item.item_id, text, reason, prompt_tokens, len(tokens))
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:

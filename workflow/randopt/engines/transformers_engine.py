@@ -9,6 +9,7 @@ temperature sampling: penalties in a model's generation_config are not applied.
 import copy
 import logging
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -41,13 +42,11 @@ class TransformersEngine:
         dtype = getattr(torch, settings.dtype)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(manifest.folder, local_files_only=True)
         self._vision = None
-        loader = transformers.AutoModelForCausalLM
+        loader: Any = transformers.AutoModelForCausalLM
         if is_vision_language(manifest.folder):
             self._vision = vision.Prompts(vision.load_processor(manifest.folder), settings.chat_template)
             loader = transformers.AutoModelForImageTextToText
-        self._model = loader.from_pretrained(
-            manifest.folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        self._model = loader.from_pretrained(manifest.folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         # requires_grad stays on (inference_mode records nothing anyway): without it torch's matmul does not fold the
         # last token's strided hidden states into one product but copies the output matrix once per row, 3.6 GB and
         # half of the time at batch 64 on the demo's model.
@@ -142,7 +141,7 @@ class TransformersEngine:
                 if state or step + 1 == self.settings.max_tokens:
                     still.discard(row)
                     reason = ("length", "stop", "nan", "nan")[state]
-                    yield completion(self._tokenizer, items[row], prompts[row], texts[row], reason)
+                    yield completion(self._tokenizer, items[row], len(prompts[row]), texts[row], reason)
             running = [row for row in running if row in still]
             if not running:
                 return
@@ -205,7 +204,7 @@ def _beside_the_model(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.pin_memory() for name, tensor in base.items()}
 
 
-def _live_tensors(model: torch.nn.Module, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _live_tensors(model: Any, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The model's tensors under the checkpoint's names; UserError where the two do not correspond."""
     state = model.state_dict(keep_vars=True)
     prefix = getattr(model, "base_model_prefix", "") + "."

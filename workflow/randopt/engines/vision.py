@@ -62,7 +62,8 @@ def prompt_text(processor: Any, item: Item, chat_template: str) -> str:
     mark = getattr(processor, "image_token", None)
     if mark is None and item.images:
         raise UserError("the model's processor has neither a chat template nor a mark for pictures; use another model.")
-    return "\n\n".join("".join(part if isinstance(part, str) else mark for part in parts) for _, parts in contents)
+    texts = ["".join(part if isinstance(part, str) else str(mark) for part in content) for _, content in contents]
+    return "\n\n".join(texts)
 
 
 def _part(part: str | Image) -> dict[str, str]:
@@ -81,6 +82,11 @@ class Prompts:
     def tokens(self, item: Item) -> list[int]:
         """Token ids of the prompt, a picture's mark repeated for each of its features."""
         return self._inputs(item)["input_ids"][0].tolist()
+
+    def unexpanded(self, item: Item) -> list[int]:
+        """Token ids of the prompt with one mark for each picture."""
+        text = prompt_text(self.processor, item, self._chat_template)
+        return self.processor.tokenizer(text, add_special_tokens=not self._begun(text))["input_ids"]
 
     def alike(self, items: Sequence[Item]) -> list[list[int]]:
         """Indices of the items in groups whose pictures were prepared to the same shapes."""
@@ -113,14 +119,18 @@ class Prompts:
             self._kept[item], self._kept_bytes = made, self._kept_bytes + size
         return self._kept[item]
 
+    def _begun(self, text: str) -> bool:
+        """Whether the template has put the token in front that the tokenizer would."""
+        begin = self.processor.tokenizer.bos_token
+        return bool(begin) and text.startswith(begin)
+
     def _made(self, item: Item) -> Inputs:
         text = prompt_text(self.processor, item, self._chat_template)
-        begin = self.processor.tokenizer.bos_token
         try:
             made = self.processor(
                 text=[text],
                 images=[image.decoded() for image in item.images] or None,
-                add_special_tokens=not (begin and text.startswith(begin)),
+                add_special_tokens=not self._begun(text),
                 return_tensors="pt",
             )
         except Exception as error:

@@ -25,8 +25,8 @@ def make_items(
 ) -> dict[str, pl.DataFrame]:
     """The items of each split (keys select, confirm, test), in the schema of ITEMS or IMAGE_ITEMS.
 
-    `images`, if given, receives the pictures that the items name. A pure function of `identity(spec)`. `root`, the project's root, is where a relative
-    source.path starts; those that `load_task` found are absolute.
+    `images`, if given, receives the pictures that the items name, by name. A pure function of `identity(spec)`.
+    `root`, the project's root, is where a relative source.path starts; those that `load_task` found are absolute.
     Raises UserError when the source fails, or when a problem is in two splits or twice in one.
     """
     made = _rows(spec, Path(root or ""))
@@ -104,9 +104,7 @@ def _frame(spec: TaskSpec, split: str, rows: list[Row]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "item_id": [item_id(split, index) for index in range(len(rows))],
-            "messages": [
-                [{"role": m["role"], "content": content(m, row.fields)} for m in spec.prompt] for row in rows
-            ],
+            "messages": [[{"role": m["role"], "content": content(m, row.fields)} for m in spec.prompt] for row in rows],
             "reference": [canonical_json(row.reference) for row in rows],
             "content_hash": [row.content_hash for row in rows],
             "meta": [canonical_json(row.meta) for row in rows],

@@ -353,7 +353,9 @@ def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[
     if both := named.intersection(shown):
         raise UserError(f"{where}: prompt: {sorted(both)} are named in braces and as images; a picture is no text.")
     if shown and fields is not None:
-        raise UserError(f"{where}: prompt: the image {shown[0]!r} was given, but this source has none; use hub or file.")
+        raise UserError(
+            f"{where}: prompt: the image {shown[0]!r} was given, but this source has none; use hub or file."
+        )
     if not named and not shown:
         raise UserError(f"{where}: prompt: no {{column}} is named, so every item would ask the same.")
     if fields is not None and named - fields:
@@ -371,7 +373,8 @@ def _parts(content: list[Any], where: str) -> None:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in keys or part.keys() != {"type", keys[kind]}:
             raise UserError(
-                f"{where}: prompt: {part!r} was given, expected {{type: image, column: NAME}} or {{type: text, text: ...}}."
+                f"{where}: prompt: {part!r} was given, expected {{type: image, column: NAME}} or "
+                "{type: text, text: ...}."
             )
         _text(part[keys[kind]], f"{where}: prompt content")
 

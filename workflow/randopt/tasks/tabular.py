@@ -35,7 +35,7 @@ def _load(spec: TaskSpec, part: str, root: Path, scratch: str) -> Any:
     table = _hub(spec, part, source["config"])
     if "join" not in source:
         return table
-    (left, right), = source["join"]["keys"].items()
+    ((left, right),) = source["join"]["keys"].items()
     return _Joined(spec, part, table, _hub(spec, part, source["join"]["config"]), left, right)
 
 
@@ -95,9 +95,7 @@ def _local(spec: TaskSpec, part: str, root: Path, scratch: str) -> Any:
             keep_in_memory=True,
         )
     except Exception as error:
-        raise UserError(
-            f"task {spec.name}: {path} cannot be read ({_first_line(error)}); mend the file."
-        ) from error
+        raise UserError(f"task {spec.name}: {path} cannot be read ({_first_line(error)}); mend the file.") from error
 
 
 def _hub(spec: TaskSpec, part: str, configs: str | Mapping[str, str] | None) -> Any:

@@ -59,11 +59,15 @@ _SINGULAR = {
     "lenses": "lens",
     "canvases": "canvas",
     "gases": "gas",
+    "toes": "toe",
+    "canoes": "canoe",
+    "tvs": "tv",
     **{word: word for word in ("lens", "canvas", "glasses", "series", "species", "christmas")},
     **{f"{word}s": word for word in ("cookie", "movie", "hoodie", "brownie", "smoothie", "selfie", "zombie")},
+    **{f"{word}s": word for word in ("ski", "taxi", "bikini", "kiwi")},
 }
 _WITHOUT_ES = ("sses", "xes", "ches", "shes", "uses", "oes")  # glasses, boxes, benches, dishes, buses, tomatoes
-_WITHOUT_S = ("aches", "ouses", "auses", "shoes", "toes", "canoes")  # headaches, houses, shoes: only the s
+_WITHOUT_S = ("aches", "ouses", "auses", "shoes")  # headaches, houses, shoes: only the s
 
 
 def score(response: str, reference: Any) -> Verdict:
@@ -128,8 +132,9 @@ def _extract(tail: str, response: str) -> str:
     opening = _OPENING.match(response)
     if opening:
         return opening[1].casefold()
-    line = normalised(tail.rstrip().rpartition("\n")[2])
-    return line if len(line.split(" ")) <= _MAX_WORDS and "boxed{" not in line else ""
+    last = tail.rstrip().rpartition("\n")[2]
+    line = normalised(last)
+    return line if len(line.split(" ")) <= _MAX_WORDS and r"\boxed" not in last else ""
 
 
 def _filled_box(text: str) -> str:
@@ -160,9 +165,7 @@ def paper(response: str, reference: Any) -> Verdict:
     boxes = [box for box in re.findall(r"\\boxed\{([^{}]+)\}", response) if box.strip()]
     said = re.search(r"\b(?:yes|no)\b", text)
     answer = _plain(boxes[-1] if boxes else said.group() if said else text)
-    voted = bool(answer) and (
-        _stem(answer) == _stem(expected) or answer in expected or expected in answer
-    )
+    voted = bool(answer) and (_stem(answer) == _stem(expected) or answer in expected or expected in answer)
     scanned = expected in ("yes", "no") and re.search(rf"\b{expected}\b", text) is not None
     right = voted or scanned
     return Verdict(float(right), right, voted, answer or None)
