@@ -97,10 +97,10 @@ def _records(path: Path) -> list[Any]:
         with open(path, encoding="utf-8", newline="") as stream:
             if path.suffix == ".csv":
                 return list(csv.DictReader(stream))
-            if path.suffix == ".jsonl":
-                return [json.loads(line) for line in stream if line.strip()]
-            found = json.load(stream)
-            return found if isinstance(found, list) else []
+            text = stream.read()
+        if text.lstrip().startswith("["):  # a .json file may also hold lines, and the other way round
+            return json.loads(text)
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); mend the file.") from error
 
@@ -121,12 +121,13 @@ def _name(data: bytes, where: str) -> str:
     """What a picture is kept as, after it was decoded whole."""
     from PIL import Image as Pillow
 
+    image = Image("", data)
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             kind, (width, height) = picture.format, picture.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} × {height} pixels, {MAX_PIXELS:,} at most are read")
-            picture.load()
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} × {height} pixels, {MAX_PIXELS:,} at most are read")
+        image.decoded()
     except Exception as error:  # Pillow raises whatever its decoders do
         raise UserError(f"{where}: the picture cannot be decoded ({error}); mend or leave out this row.") from error
     if kind not in SUFFIXES:

@@ -35,7 +35,7 @@ RESET_SECONDS = 10.0  # for what was aborted in flight to leave the device
 
 
 class VllmEngine:
-    """One causal language model in vLLM, its pristine base beside it in every rank."""
+    """One language model, or vision-language model, in vLLM, its pristine base beside it in every rank."""
 
     def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
         torch.set_num_threads(settings.threads)
