@@ -20,11 +20,12 @@ import polars as pl
 
 from randopt import engines, parts
 from randopt.engines import EngineSettings, Item
+from randopt.items import to_items
 from randopt.models import checkpoint
 from randopt.models.prepare import Manifest, load_manifest, prepare
 from randopt.models.source import parse
 from randopt.requests import Decoding, candidate
-from randopt.shard import run_requests, to_items
+from randopt.shard import run_requests
 from randopt.tasks.items import make_items
 from randopt.tasks.spec import load_task
 
@@ -46,7 +47,7 @@ def task_items(name: str, items: int = 64) -> tuple[list[str], list[Item]]:
     """Ids and the first items of a task, its selection split first."""
     splits = make_items(load_task(name, ROOT / "config" / "tasks"), ROOT)
     table = pl.concat([splits["select"], splits["confirm"]]).head(items)
-    return table["item_id"].to_list(), to_items(table)
+    return table["item_id"].to_list(), to_items(table, ROOT)
 
 
 def bench(name: str, prefix_caching: bool = True) -> dict:

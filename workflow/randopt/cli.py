@@ -313,13 +313,16 @@ def prepare_model(
 def prepare_items(task_id: Annotated[str, typer.Argument(help="A folder of results/tasks.")]) -> None:
     """Make the three disjoint splits of a task."""
     from randopt.config import load_file
+    from randopt.images import Image
     from randopt.items import write_items
-    from randopt.layout import RESULTS
+    from randopt.layout import task_folder
     from randopt.tasks.items import make_items
     from randopt.tasks.spec import TaskSpec
 
-    folder = RESULTS / "tasks" / task_id
-    write_items(make_items(TaskSpec(**load_file(folder / "task.yaml")), Path()), folder)
+    folder = task_folder(task_id)
+    pictures: dict[str, Image] = {}
+    frames = make_items(TaskSpec(**load_file(folder / "task.yaml")), Path(), pictures)
+    write_items(frames, folder, pictures)
 
 
 @app.command(rich_help_panel=STEPS)

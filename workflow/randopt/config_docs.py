@@ -66,10 +66,12 @@ def _type(schema: Mapping[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("exclusiveMaximum", "<"))
         if key in schema
     ]
-    kind = schema.get("type", "text or mapping")
-    if kind == "array":
-        kind = f"list of {_type(schema.get('items', {}))}"
-    return " ".join([str(kind), *bounds])
+    kinds = schema.get("type", "text or mapping")
+    named = [
+        f"list of {_type(schema.get('items', {}))}" if kind == "array" else kind
+        for kind in (kinds if isinstance(kinds, list) else [kinds])
+    ]
+    return " ".join([" or ".join(named), *bounds])
 
 
 if __name__ == "__main__":

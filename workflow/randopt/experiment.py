@@ -15,6 +15,7 @@ from randopt.canonical import short_hash
 from randopt.errors import UserError
 from randopt.files import write_text_atomic
 from randopt.models import source as model_source
+from randopt.models.vision import TOWER
 from randopt.noise import NOISE_VERSION
 from randopt.tasks import spec as task_spec
 from randopt.tasks.scorers import SCORERS, judges
@@ -165,7 +166,7 @@ def _run(
         "model": {
             **model_identity,
             "chat_template": model["chat_template"],
-            "exclude": sorted(model["exclude"]),
+            "exclude": _exclude(model["exclude"], task),
         },
         "task": task_identity,
         "decoding": {"max_tokens": task.max_tokens},
@@ -199,6 +200,16 @@ def _run(
         controls=layout.controls_stage(config["controls"]["self_consistency_temperature"]),
         speed=expected,
     )
+
+
+def _exclude(given: list[str] | None, task: task_spec.TaskSpec) -> list[str]:
+    """Patterns of what is not perturbed: as given, else the vision tower where the task shows pictures.
+
+    It follows from the task, since nothing of a model on the Hub is here yet; without pictures a tower has no effect.
+    """
+    if given is None:
+        return sorted(TOWER) if task_spec.image_columns(task.prompt) else []
+    return sorted(given)
 
 
 def _race(config: Mapping[str, Any], task: task_spec.TaskSpec) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 results/models/MODEL_ID/manifest.json          the prepared model
 results/tasks/TASK_ID/{select,confirm,test}.parquet
+results/tasks/TASK_ID/images/                  pictures that the items ask about, each named by its content
 results/MODEL/TASK/RUN_ID/                     one run; RUN_ID-lossless-1a2b3c/ with a raced search
     run.yaml                                   its identity, readable
     probe.json                                 its speed, if it was probed
@@ -38,6 +39,16 @@ STAGE_SPLITS = {
 }
 
 Shard = tuple[int, int]  # rows [start, stop) of the stage's requests
+
+
+def task_folder(task_id: str) -> Path:
+    """Where a task's items are."""
+    return RESULTS / "tasks" / task_id
+
+
+def images_folder(task: Path) -> Path:
+    """Where the pictures of a task's items are, below its folder."""
+    return Path(task) / "images"
 
 
 def race_mark(run: Mapping[str, Any]) -> str | None:

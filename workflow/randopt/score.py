@@ -25,9 +25,10 @@ class ScorerFailed(UserError):
 def score(run_folder: Path, stage: str, shard: layout.Shard, scorer_name: str, threads: int = 1) -> None:
     """Make a shard's scores from its completions: the scorer's, and those of its twin if it has one.
 
-    `threads` programs of models run at a time. Raises UserError when the completions are of another run, shard or set of items, or when the
-    scorer fails on a text; the texts are kept, so no generation is lost. A paper twin that fails is no reason to
-    stop: its file then says why it holds no scores, and whoever needs them gets that reason as ScorerFailed.
+    `threads` programs of models run at a time. Raises UserError when the completions are of another run, shard or set
+    of items, or when the scorer fails on a text; the texts are kept, so no generation is lost. A paper twin that fails
+    is no reason to stop: its file then says why it holds no scores, and whoever needs them gets that reason as
+    ScorerFailed.
     """
     texts, known, place = read_texts(run_folder, stage, shard)
     first, *twins = judges(scorer_name)

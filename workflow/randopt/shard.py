@@ -23,7 +23,7 @@ from randopt.engines import Completion, Engine, EngineSettings, Item
 from randopt.errors import UserError
 from randopt.experiment import load_run
 from randopt.files import give_second_name, patiently, remove_temporaries
-from randopt.items import items_hash, read_items, references
+from randopt.items import items_hash, read_items, references, to_items
 from randopt.models import local_copy
 from randopt.models.prepare import Manifest, check_files, read_manifest
 from randopt.requests import Request
@@ -195,7 +195,7 @@ def _generate_missing(
     """Load the engine, run the loop, and prove that the base is still the base."""
     begun = time.perf_counter()
     spent = progress.seconds_total
-    items = to_items(table)
+    items = to_items(table, layout.task_folder(run["task_id"]))
     # items of one batch are all under way at once; in the table's order their texts are those of an unraced run
     if contest and len(items) > settings.batch_size:
         items = contest.pilot.hardest_first(items)
@@ -264,14 +264,6 @@ def _load_from(name: str, manifest: Manifest, settings: EngineSettings) -> Engin
     engine = engines.load(name, manifest, settings)
     _check_digest(engine, manifest, "loaded")
     return engine
-
-
-def to_items(table: pl.DataFrame) -> list[Item]:
-    """The rows of an items table as the engine takes them."""
-    return [
-        Item(item_id, tuple((message["role"], message["content"]) for message in messages))
-        for item_id, messages in table.select("item_id", "messages").iter_rows()
-    ]
 
 
 def _check_digest(engine: Engine, manifest: Manifest, when: str) -> None:

@@ -79,6 +79,15 @@ ITEMS = Table(
     },
 )
 
+# Items that ask about pictures. A table of its own, so that those of text tasks are what they have always been.
+PARTS = pl.List(pl.Struct({"type": pl.String, "value": pl.String}))
+IMAGE_ITEMS = replace(
+    ITEMS,
+    name="image items",
+    schema=pl.Schema({**ITEMS.schema, "messages": pl.List(pl.Struct({"role": pl.String, "content": PARTS}))}),
+    units={**ITEMS.units, "messages": "an image's value is its file in images/, named by 32 digits of its SHA-256"},
+)
+
 COMPLETIONS = Table(
     "completions",
     "request × item",

@@ -11,16 +11,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from randopt.errors import UserError
+from randopt.images import Image
 from randopt.models.prepare import Manifest
 from randopt.requests import Decoding, Perturbation
 
 
 @dataclass(frozen=True)
 class Item:
-    """One problem as the engine sees it: an id and chat messages ({role, content})."""
+    """One problem as the engine sees it: an id and chat messages (role, content).
+
+    A content is a text, or texts and pictures in their order.
+    """
 
     item_id: str
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[tuple[str, str | tuple[str | Image, ...]], ...]
+
+    @property
+    def images(self) -> list[Image]:
+        """The pictures of the messages, in their order."""
+        return [part for _, content in self.messages for part in content if isinstance(part, Image)]
 
 
 @dataclass(frozen=True)

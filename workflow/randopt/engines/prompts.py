@@ -12,7 +12,13 @@ def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
 
     `chat_template` auto applies the tokenizer's template exactly when it has one: a property of
     the tokenizer, never of the model's name. Without one the contents are joined by blank lines.
+    UserError for an item with pictures, which a language model does not see.
     """
+    if item.images:
+        raise UserError(
+            f"item {item.item_id} asks about a picture, which a language model does not see; use a vision-language "
+            "model, whose config.json has a vision_config, or another task."
+        )
     if chat_template == "always" and not tokenizer.chat_template:
         raise UserError(
             "models.chat_template: 'always' was given, but the tokenizer has no chat template; use auto or never."
@@ -21,7 +27,7 @@ def token_ids(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
         messages = [{"role": role, "content": content} for role, content in item.messages]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    text = "\n\n".join(content for _, content in item.messages)
+    text = "\n\n".join(str(content) for _, content in item.messages)
     return tokenizer(text)["input_ids"]
 
 
@@ -35,12 +41,12 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
     return ends
 
 
-def completion(tokenizer: Any, item: Item, prompt: Sequence[int], tokens: Sequence[int], reason: str) -> Completion:
+def completion(tokenizer: Any, item: Item, prompt_tokens: int, tokens: Sequence[int], reason: str) -> Completion:
     """The completion of generated `tokens`. The last one is counted, but its text not kept, unless it is a word of the
     answer (`reason` length): the end token (stop), or what broken weights came up with (nan).
     """
     text = str(tokenizer.decode(tokens if reason == "length" else tokens[:-1], skip_special_tokens=True))
-    return Completion(item.item_id, text, reason, len(prompt), len(tokens))
+    return Completion(item.item_id, text, reason, prompt_tokens, len(tokens))
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 import transformers
 
-from randopt.engines import Completion, EngineSettings, Item
+from randopt.engines import Completion, EngineSettings, Item, vision
 from randopt.engines.base_weights import perturbed_names
 from randopt.engines.prompts import completion, end_tokens, token_ids
 from randopt.engines.sampling import stream_seed
 from randopt.errors import UserError
 from randopt.models.prepare import Manifest
+from randopt.models.vision import is_vision_language
 from randopt.requests import Decoding, Perturbation
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ RESET_SECONDS = 10.0  # for what was aborted in flight to leave the device
 
 
 class VllmEngine:
-    """One causal language model in vLLM, its pristine base beside it in every rank."""
+    """One language model, or vision-language model, in vLLM, its pristine base beside it in every rank."""
 
     def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
         torch.set_num_threads(settings.threads)
@@ -49,15 +50,20 @@ class VllmEngine:
         self.device = current_platform.device_type
         perturbed = perturbed_names(manifest.tensors, settings.exclude)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(manifest.folder, local_files_only=True)
+        self._vision = None
+        if is_vision_language(manifest.folder):
+            self._vision = vision.Prompts(vision.load_processor(manifest.folder), settings.chat_template)
         self._end = end_tokens(_generation_config(manifest), self._tokenizer)
-        self._prompts: dict[Item, list[int]] = {}
+        self._prompts: dict[Item, Any] = {}
+        self._kept_bytes = 0
         self._ids = count()
         options: dict[str, Any] = {
             "model": str(manifest.folder),
             "dtype": settings.dtype,
             "load_format": "safetensors",
             "use_tqdm_on_load": False,
-            "skip_tokenizer_init": True,  # it is given token ids and gives token ids
+            # it is given token ids and gives token ids; among those of pictures it looks for its marks by itself
+            "skip_tokenizer_init": self._vision is None,
             "max_num_seqs": settings.batch_size,
             "max_model_len": -1,  # as long as the model and the memory allow
             "tensor_parallel_size": settings.tensor_parallel,
@@ -67,6 +73,8 @@ class VllmEngine:
             "seed": 0,
             "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
         }
+        if self._vision:
+            options["mm_processor_cache_gb"] = 0  # kept here, since vLLM's caches are emptied with each candidate
         resident = False
         if self.device == "cpu":
             # Compiled code would go on with the packed weights that it was compiled with.
@@ -125,14 +133,14 @@ class VllmEngine:
 
     def generate(self, items: Sequence[Item], decoding: Decoding) -> Generator[Completion, None, None]:
         """Completions of the items as they finish; closing the iterator aborts the rest."""
-        prompts = [self._tokens(item) for item in items]
+        lengths = [len(self._given(item)["prompt_token_ids"]) for item in items]
         waiting: dict[str, int] = {}
         try:
             with _told("adding requests"):
                 for index, item in enumerate(items):
                     name = str(next(self._ids))
                     waiting[name] = index
-                    self._add(name, item, prompts[index], decoding)
+                    self._add(name, item, self._given(item), decoding)
             while waiting:
                 with _told("generating"):
                     outputs = self._llm.step()
@@ -141,11 +149,11 @@ class VllmEngine:
                     if output.finished:
                         index, last = waiting.pop(output.request_id), output.outputs[0]
                         reason = "nan" if output.request_id in broken else last.finish_reason
-                        yield self._completion(items[index], prompts[index], list(last.token_ids), reason)
+                        yield self._completion(items[index], lengths[index], list(last.token_ids), reason)
                 for name in broken.keys() & waiting.keys():  # all that follows would be NaN too
                     self._llm.abort_request([name])
                     index = waiting.pop(name)
-                    yield self._completion(items[index], prompts[index], broken[name], "nan")
+                    yield self._completion(items[index], lengths[index], broken[name], "nan")
         finally:
             self._llm.abort_request(list(waiting))
 
@@ -168,8 +176,7 @@ class VllmEngine:
                     f"{len(before)} as they were; use engine.name: transformers."
                 )
 
-    def _add(self, name: str, item: Item, prompt: list[int], decoding: Decoding) -> None:
-        from vllm.inputs import tokens_input
+    def _add(self, name: str, item: Item, given: Any, decoding: Decoding) -> None:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
@@ -181,15 +188,15 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._llm.add_request(name, tokens_input(prompt), params)
+        self._llm.add_request(name, dict(given), params)
 
-    def _completion(self, item: Item, prompt: list[int], tokens: list[int], reason: str) -> Completion:
+    def _completion(self, item: Item, prompt_tokens: int, tokens: list[int], reason: str) -> Completion:
         if reason not in ("stop", "length", "nan"):
             raise UserError(
                 f"vLLM ended item {item.item_id} with {reason!r}; nothing is kept of this request. "
                 "Run the same command again."
             )
-        return completion(self._tokenizer, item, prompt, tokens, reason)
+        return completion(self._tokenizer, item, prompt_tokens, tokens, reason)
 
     def _watch_logits(self) -> None:
         """Note the requests in whose logits vLLM's core counts NaN; its own outputs do not say so."""
@@ -212,19 +219,39 @@ class VllmEngine:
             for name in names
         }
 
-    def _tokens(self, item: Item) -> list[int]:
-        """The item's prompt; tokenised once, not once per candidate."""
-        if item not in self._prompts:
-            prompt = token_ids(self._tokenizer, item, self.settings.chat_template)
-            room = self._llm.model_config.max_model_len
-            if len(prompt) + self.settings.max_tokens > room:
-                raise UserError(
-                    f"item {item.item_id} has {len(prompt)} prompt tokens, which with max_tokens "
-                    f"{self.settings.max_tokens} exceed the {room} tokens that the model and its memory allow; "
-                    "lower the task's max_tokens."
-                )
-            self._prompts[item] = prompt
-        return self._prompts[item]
+    def _given(self, item: Item) -> Any:
+        """The item's prompt as vLLM takes it; made once, not once per candidate, as far as memory allows."""
+        if item in self._prompts:
+            return self._prompts[item]
+        given, size = self._prepared(item)
+        tokens = len(given["prompt_token_ids"])
+        room = self._llm.model_config.max_model_len
+        if tokens + self.settings.max_tokens > room:
+            raise UserError(
+                f"item {item.item_id} has {tokens} prompt tokens, which with max_tokens "
+                f"{self.settings.max_tokens} exceed the {room} tokens that the model and its memory allow; "
+                "lower the task's max_tokens."
+            )
+        if self._kept_bytes + size <= vision.KEPT_BYTES:
+            self._prompts[item], self._kept_bytes = given, self._kept_bytes + size
+        return given
+
+    def _prepared(self, item: Item) -> tuple[Any, int]:
+        """The item's prompt, and how many bytes its pictures have become. vLLM prepares these by itself."""
+        from vllm.inputs import TokensPrompt, tokens_input
+        from vllm.multimodal.cache.base import MultiModalCache
+
+        if self._vision is None:
+            return tokens_input(token_ids(self._tokenizer, item, self.settings.chat_template)), 0
+        prompt = self._vision.unexpanded(item)
+        if not item.images:
+            return tokens_input(prompt), 0
+        pictures = {"image": [image.decoded() for image in item.images]}
+        with _told(f"preparing the pictures of item {item.item_id}"):
+            (given,) = self._llm.renderer.render_cmpl(
+                [TokensPrompt(prompt_token_ids=prompt, multi_modal_data=pictures)]
+            )
+        return given, MultiModalCache.get_item_size(given["mm_kwargs"])
 
     def _forget(self) -> None:
         """Empty every cache of what the old weights have computed; an error if the prefix cache is still in use."""

@@ -140,5 +140,6 @@ def _packed_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
         linear = getattr(layer, "cpu_linear", None)
         if linear is not None:
             whole = layer.weight.dim() == 2  # a packed weight may leave an empty one behind
-            width = layer.weight.shape[1] if whole else layer.input_size_per_partition
+            # a layer that is not split over the ranks has its input size alone
+            width = layer.weight.shape[1] if whole else getattr(layer, "input_size_per_partition", layer.input_size)
             yield f"packed {name}", linear(torch.eye(width, dtype=layer.weight.dtype), layer.weight, None)

@@ -17,6 +17,7 @@ from randopt.errors import UserError
 from randopt.files import write_text_atomic
 from randopt.models import checkpoint
 from randopt.models.source import Source
+from randopt.models.vision import is_vision_language
 
 log = logging.getLogger(__name__)
 
@@ -188,13 +189,17 @@ def _cast(named: Any, dtype: str) -> Any:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The tokenizer's chat template, or None; a model without a usable tokenizer is refused."""
+    """The chat template of tokenizer or processor, or None; a model whose own cannot be used is refused."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise UserError(f"{folder} has no tokenizer that Transformers can read: {error}") from error
+    if is_vision_language(folder):
+        from randopt.engines.vision import load_processor
+
+        return load_processor(folder).chat_template
     return tokenizer.chat_template
 
 

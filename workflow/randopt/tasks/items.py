@@ -10,25 +10,31 @@ import polars as pl
 
 from randopt.canonical import canonical_json
 from randopt.errors import UserError
-from randopt.tables import ITEMS
+from randopt.images import Image
+from randopt.tables import IMAGE_ITEMS, ITEMS
 from randopt.tasks import countdown, reasoning_gym_source, scorers, tabular, times_table
 from randopt.tasks.row import Row
-from randopt.tasks.spec import SPLITS, TaskSpec
+from randopt.tasks.spec import SPLITS, TaskSpec, image_columns, parts
 
 _GENERATORS = {"times_table": times_table.rows, "countdown": countdown.rows}
 _PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)(:lines)?\}")
 
 
-def make_items(spec: TaskSpec, root: Path | None = None) -> dict[str, pl.DataFrame]:
-    """The items of each split (keys select, confirm, test), in the ITEMS schema.
+def make_items(
+    spec: TaskSpec, root: Path | None = None, images: dict[str, Image] | None = None
+) -> dict[str, pl.DataFrame]:
+    """The items of each split (keys select, confirm, test), in the schema of ITEMS or IMAGE_ITEMS.
 
-    A pure function of `identity(spec)`. `root`, the project's root, is where a relative
-    source.path starts; those that `load_task` found are absolute.
+    `images`, if given, receives the pictures that the items name, by name. A pure function of `identity(spec)`.
+    `root`, the project's root, is where a relative source.path starts; those that `load_task` found are absolute.
     Raises UserError when the source fails, or when a problem is in two splits or twice in one.
     """
     made = _rows(spec, Path(root or ""))
     check_disjoint(spec.name, made)
     _check_references(spec, made)
+    if images is not None:
+        found = [field for rows in made.values() for row in rows for field in row.fields.values()]
+        images |= {field.name: field for field in found if isinstance(field, Image)}
     return {split: _frame(spec, split, made[split]) for split in SPLITS}
 
 
@@ -103,16 +109,24 @@ def render(template: str, fields: Mapping[str, Any]) -> str:
     return _PIECE.sub(piece, template)
 
 
+def _part(part: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, str]:
+    image = part["type"] == "image"
+    return {"type": part["type"], "value": fields[part["column"]].name if image else render(part["text"], fields)}
+
+
 def _frame(spec: TaskSpec, split: str, rows: list[Row]) -> pl.DataFrame:
+    images = image_columns(spec.prompt)
+
+    def content(message: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+        return [_part(part, fields) for part in parts(message)] if images else render(message["content"], fields)
+
     return pl.DataFrame(
         {
             "item_id": [item_id(split, index) for index in range(len(rows))],
-            "messages": [
-                [{"role": m["role"], "content": render(m["content"], row.fields)} for m in spec.prompt] for row in rows
-            ],
+            "messages": [[{"role": m["role"], "content": content(m, row.fields)} for m in spec.prompt] for row in rows],
             "reference": [canonical_json(row.reference) for row in rows],
             "content_hash": [row.content_hash for row in rows],
             "meta": [canonical_json(row.meta) for row in rows],
         },
-        schema=ITEMS.schema,
+        schema=(IMAGE_ITEMS if images else ITEMS).schema,
     )

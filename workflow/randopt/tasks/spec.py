@@ -7,13 +7,14 @@ import difflib
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from randopt import images
 from randopt.errors import UserError
 from randopt.tasks import scorers, times_table
 
@@ -31,7 +32,7 @@ GENERATORS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
 }
 _KIND_KEYS = {  # keys of a source beside the one that names its kind
     "reasoning_gym": {"seed", "params"},
-    "hub": {"config", "revision", "reference_transform"},
+    "hub": {"config", "revision", "join", "reference_transform"},
     "file": {"reference_transform"},
 }
 _KINDS = ("generator", *_KIND_KEYS)
@@ -62,7 +63,7 @@ class TaskSpec:
     label: str  # safe as a file name
     version: int  # raised by hand when the items change for a reason the other fields do not show
     source: dict[str, Any]  # one of generator, reasoning_gym, hub, file, with its parameters
-    prompt: list[dict[str, str]]  # role and content; {column} stands for a column of the source
+    prompt: list[dict[str, Any]]  # role and content, a text or a list of texts and images; {column}: of the source
     reference: str | list[str] | None  # column(s) the answer is in; None where the source makes it
     splits: dict[str, dict[str, Any]]  # select, confirm, test: size, and part and start for tables
     max_tokens: int  # new tokens per completion
@@ -129,6 +130,11 @@ def identity(spec: TaskSpec) -> dict[str, Any]:
     source = {key: value for key, value in spec.source.items() if key not in ("file", "path")}
     if "path" in spec.source:
         source["sha256"] = {part: _sha256(Path(path)) for part, path in spec.source["path"].items()}
+        if columns := image_columns(spec.prompt):
+            rows: dict[str, list[range]] = {}
+            for split in spec.splits.values():
+                rows.setdefault(split["part"], []).append(range(split["start"], split["start"] + split["size"]))
+            source["images_sha256"] = images.files_digest(spec.source["path"], columns, rows)
     if "reasoning_gym" in source:
         source["package_version"] = _reasoning_gym_version()
     return {
@@ -138,6 +144,23 @@ def identity(spec: TaskSpec) -> dict[str, Any]:
         "splits": spec.splits,
         "reference": spec.reference,
     }
+
+
+def parts(message: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The content of a prompt's message as a list of {type: text, text} and {type: image, column}."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def image_columns(prompt: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that a prompt's images come from, in order."""
+    return [part["column"] for message in prompt for part in parts(message) if part["type"] == "image"]
+
+
+def text_columns(prompt: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns that a prompt's texts name."""
+    texts = [part["text"] for message in prompt for part in parts(message) if part["type"] == "text"]
+    return set().union(*map(placeholders, texts))
 
 
 def placeholders(template: str) -> set[str]:
@@ -196,7 +219,7 @@ def _overridden(found: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
             raise UserError(f"tasks: {overrides['name']}: {key}: {over!r} was given, expected a mapping.")
         merged[key] = {**found[key], **over}
     if "source" in overrides and "file" in overrides["source"]:  # a local copy in place of the Hub's
-        merged["source"] = {k: v for k, v in merged["source"].items() if k not in ("hub", "config", "revision")}
+        merged["source"] = {k: v for k, v in merged["source"].items() if k not in ("hub", "config", "revision", "join")}
     if "splits" in overrides:
         for split, given in overrides["splits"].items():
             before = found["splits"].get(split)
@@ -228,8 +251,9 @@ def _source(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, Any]
                 f"{where}: source.revision: {source['revision']!r} was given, expected the commit of "
                 f"{source['hub']} to use: without it the items change when the data set does."
             )
-        if source["config"] is not None:
-            _text(source["config"], f"{where}: source.config")
+        _config(source["config"], f"{where}: source.config")
+        if "join" in source:
+            _join(source["join"], f"{where}: source.join")
     if kind == "reasoning_gym":
         source = {"seed": 1, "params": {}, **source}
         params = source["params"]
@@ -268,6 +292,25 @@ def _generator(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return source
 
 
+def _config(given: Any, where: str) -> None:
+    """A data set's configuration: none, one, or one for each part."""
+    for name in given.values() if isinstance(given, Mapping) else [given]:
+        if name is not None:
+            _text(name, where)
+
+
+def _join(given: Any, where: str) -> None:
+    """Another configuration, whose row with the same key adds its columns."""
+    keys = given.get("keys") if isinstance(given, Mapping) else None
+    if not isinstance(keys, Mapping) or len(keys) != 1 or given.keys() != {"config", "keys"}:
+        raise UserError(
+            f"{where}: {given!r} was given, expected config and keys, as in {{config: images, keys: {{imageId: id}}}}."
+        )
+    _config(given["config"], f"{where}.config")
+    for name in (*keys, *keys.values()):
+        _text(name, f"{where}.keys")
+
+
 def _paths(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, str]:
     """Part -> absolute path of its file. One file alone is the part "train"."""
     files = given if isinstance(given, Mapping) else {"train": given}
@@ -292,7 +335,7 @@ def _fields(source: Mapping[str, Any]) -> frozenset[str] | None:
     return frozenset({"question"}) if "reasoning_gym" in source else None
 
 
-def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[str, str]]:
+def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[str, Any]]:
     roles = ("system", "user", "assistant")
     if not isinstance(given, list) or not given:
         raise UserError(f"{where}: prompt: {given!r} was given, expected a list of messages (role, content).")
@@ -301,9 +344,19 @@ def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[
             raise UserError(f"{where}: prompt: {message!r} was given, expected the keys role and content.")
         if message["role"] not in roles:
             raise UserError(f"{where}: prompt: role {message['role']!r} was given, expected {', '.join(roles)}.")
-        _text(message["content"], f"{where}: prompt content")
-    named = set().union(*(placeholders(message["content"]) for message in given))
-    if not named:
+        if isinstance(message["content"], list):
+            _parts(message["content"], where)
+        else:
+            _text(message["content"], f"{where}: prompt content")
+    named = text_columns(given)
+    shown = image_columns(given)
+    if both := named.intersection(shown):
+        raise UserError(f"{where}: prompt: {sorted(both)} are named in braces and as images; a picture is no text.")
+    if shown and fields is not None:
+        raise UserError(
+            f"{where}: prompt: the image {shown[0]!r} was given, but this source has none; use hub or file."
+        )
+    if not named and not shown:
         raise UserError(f"{where}: prompt: no {{column}} is named, so every item would ask the same.")
     if fields is not None and named - fields:
         raise UserError(
@@ -311,6 +364,19 @@ def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[
             "plain braces are written {{ and }}."
         )
     return [dict(message) for message in given]
+
+
+def _parts(content: list[Any], where: str) -> None:
+    """Contents in the form of chat templates, where an image names the column that it comes from."""
+    keys = {"text": "text", "image": "column"}
+    for part in content or [None]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in keys or part.keys() != {"type", keys[kind]}:
+            raise UserError(
+                f"{where}: prompt: {part!r} was given, expected {{type: image, column: NAME}} or "
+                "{type: text, text: ...}."
+            )
+        _text(part[keys[kind]], f"{where}: prompt content")
 
 
 def _reference(given: Any, where: str, tabular: bool) -> str | list[str] | None:

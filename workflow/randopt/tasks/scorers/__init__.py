@@ -6,7 +6,7 @@ the stored completions, without a GPU.
 """
 
 from randopt.errors import UserError
-from randopt.tasks.scorers import code, countdown, gsm8k, number, sandboxed
+from randopt.tasks.scorers import code, countdown, gqa, gsm8k, number, sandboxed
 from randopt.tasks.scorers.verdict import NO_ANSWER, Scorer, Verdict
 
 __all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "judges", "resolve"]
@@ -21,6 +21,8 @@ SCORERS = {
         Scorer("gsm8k_paper", 1, gsm8k.paper),
         Scorer("mbpp", 1, code.score, sandboxed=True, runs_programs=True),
         Scorer("mbpp_paper", 1, code.paper, sandboxed=True, runs_programs=True),
+        Scorer("gqa", 1, gqa.score),
+        Scorer("gqa_paper", 1, gqa.paper),
         Scorer("reasoning_gym", 1, sandboxed.score, sandboxed=True),
     )
 }
