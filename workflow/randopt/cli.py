@@ -39,7 +39,7 @@ Stage = Annotated[str, typer.Argument(help="search, controls-t0.7, random or n00
 ShardName = Annotated[str, typer.Argument(help="Inclusive row range, as in 00000-00063.")]
 Candidates = Annotated[int, typer.Argument(help="N, the prefix of the plan.")]
 Controls = Annotated[str, typer.Option(help="Stage of the controls, as in controls-t0.7.")]
-ScorerName = Annotated[str, typer.Option(help="Name of the scorer.")]
+ScorerName = Annotated[str, typer.Option(help="The scorer, as a task names it: a name, or JSON with its options.")]
 TopK = Annotated[str, typer.Option(help="Ensemble sizes, separated by commas.")]
 
 

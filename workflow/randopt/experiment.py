@@ -5,6 +5,7 @@ Imported whenever the Snakefile is parsed: pure Python, no table and no weight i
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from randopt.errors import UserError
 from randopt.files import write_text_atomic
 from randopt.models import source as model_source
 from randopt.noise import NOISE_VERSION
+from randopt.tasks import scorers
 from randopt.tasks import spec as task_spec
-from randopt.tasks.scorers import SCORERS
 
 RACE_RULE = 1  # raise it when randopt.race stops other candidates than before
 
@@ -51,10 +52,15 @@ class Run:
         """The run's folder."""
         return layout.RESULTS / self.name
 
+    @cached_property
+    def scorer(self) -> scorers.Scorer:
+        """The task's scorer."""
+        return scorers.get(self.task.scorer)
+
     @property
     def scores(self) -> str:
         """Folder of the task's scorer, name and version, in each stage."""
-        return layout.scores(self.task.scorer, SCORERS[self.task.scorer].version)
+        return layout.scores(self.scorer.name, self.scorer.version)
 
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""
@@ -204,7 +210,7 @@ def _race(config: Mapping[str, Any], task: task_spec.TaskSpec) -> dict[str, Any]
     race = config["search"]["race"]
     if race["mode"] == "off":
         return None
-    scorer = SCORERS[task.scorer]
+    scorer = scorers.get(task.scorer)
     if scorer.sandboxed:
         raise UserError(
             f"search.race.mode: {race['mode']} was given, but the scorer {scorer.name} of {task.label} judges in "
@@ -213,7 +219,7 @@ def _race(config: Mapping[str, Any], task: task_spec.TaskSpec) -> dict[str, Any]
     found = {name: race[name] for name in ("mode", "pilot", "keep")}
     if race["mode"] == "confident":
         found["delta"] = race["delta"]
-    return {**found, "rule": RACE_RULE, "scorer": scorer.name, "scorer_version": scorer.version}
+    return {**found, "rule": RACE_RULE, "scorer": task.scorer, "scorer_version": scorer.version}
 
 
 def _shard_size(search: Mapping[str, Any], expected: speed.Speed, items: int, folder: Path) -> int:

@@ -17,7 +17,6 @@ from randopt import (
 )
 from randopt.cluster import leftovers, lock as driver_lock
 from randopt.errors import UserError
-from randopt.tasks.scorers import SCORERS
 
 # Jobs find the command of the environment that runs Snakemake, activated or not; in a conda environment of the rules
 # it is taken from this checkout. keep_log outlives the Ctrl-C or scancel that ends its command, whose last words

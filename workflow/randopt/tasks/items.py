@@ -2,6 +2,7 @@
 
 import json
 import re
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from randopt.errors import UserError
 from randopt.tables import ITEMS
 from randopt.tasks import countdown, reasoning_gym_source, tabular, times_table
 from randopt.tasks.row import Row
-from randopt.tasks.spec import SPLITS, TaskSpec
+from randopt.tasks.spec import FORMATS, SPLITS, TaskSpec
 
 _GENERATORS = {"times_table": times_table.rows, "countdown": countdown.rows}
-_PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
+_PIECE = re.compile(rf"\{{\{{|\}}\}}|\{{([A-Za-z_]\w*)(?::({'|'.join(FORMATS)}))?\}}")
 
 
 def make_items(spec: TaskSpec, root: Path | None = None) -> dict[str, pl.DataFrame]:
@@ -72,6 +73,7 @@ def item_id(split: str, index: int) -> str:
 def render(template: str, fields: Mapping[str, Any]) -> str:
     """The template with {column} replaced; {{ and }} are plain braces, and so is any other brace.
 
+    A column that holds a list is JSON, or with {column:letters} and {column:numbers} a line for each of its elements.
     Not str.format: it would evaluate {a.__class__}, and choke on LaTeX.
     """
 
@@ -79,9 +81,22 @@ def render(template: str, fields: Mapping[str, Any]) -> str:
         if match[1] is None:
             return match[0][0]
         value = fields[match[1]]
+        if match[2]:
+            return _lines(value, match[2])
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
 
     return _PIECE.sub(piece, template)
+
+
+def _lines(values: Any, form: str) -> str:
+    """A line for each element of a list: "A. ..." (at most 26) or "1. ..."; UserError for anything else."""
+    marks = string.ascii_uppercase if form == "letters" else range(1, 10**6)
+    if not isinstance(values, list) or len(values) > len(marks):
+        raise UserError(
+            f"prompt: {str(values)[:80]!r} stands in a column that is shown as {form}, expected a list of at most "
+            f"{len(marks)} elements; choose another column, or name it without `:{form}`."
+        )
+    return "\n".join(f"{mark}. {value}" for mark, value in zip(marks, values, strict=False))
 
 
 def _frame(spec: TaskSpec, split: str, rows: list[Row]) -> pl.DataFrame:
