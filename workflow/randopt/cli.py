@@ -15,6 +15,7 @@ import typer
 
 from randopt.errors import UserError
 
+task_app = typer.Typer(no_args_is_help=True, help="Look at a task before a GPU does.")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -31,6 +32,8 @@ PEOPLE = "For people"
 STEPS = "Steps of the workflow"
 
 SNAKEMAKE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app.add_typer(task_app, name="task", rich_help_panel=PEOPLE)
 
 ExperimentOrFile = Annotated[str, typer.Argument(help="Name of an experiment, or its config file.")]
 ExperimentName = Annotated[str, typer.Argument(help="Name of the experiment (the config's `experiment`).")]
@@ -143,6 +146,47 @@ def judge(
     from randopt.tasks.judge import judge as judge_lines
 
     judge_lines(task, scorer, sys.stdin, sys.stdout)
+
+
+@task_app.command("check")
+def task_check(
+    task: Annotated[str, typer.Argument(help="A task file, or a task's name as in the configuration.")],
+    answer: Annotated[list[str] | None, typer.Option(help="An answer to judge; may be given several times.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Answers to judge, JSON lines {response} or {response, item}.")
+    ] = None,
+    item: Annotated[str, typer.Option(help="The item that answers are held against.")] = "select-00000",
+) -> None:
+    """Show a task's prompts, its splits and how answers would be judged, and every mistake in it, with its line.
+
+    Example: randopt task check config/tasks/capitals.yaml --answer Paris --answer "It is Rome."
+    """
+    from rich.console import Console
+
+    from randopt.tasks.check import check
+
+    console = Console()
+    check(task, answer or [], answers, item, console if console.is_terminal else Console(width=140))  # as in show
+
+
+@app.command(rich_help_panel=PEOPLE)
+def fetch(experiment: ExperimentOrFile) -> None:
+    """Fetch all that an experiment needs from the Hugging Face Hub, so that compute nodes need no network.
+
+    Example: randopt fetch config/mine.yaml
+
+    Run it where there is internet, with the HF_HOME that the nodes see. What is there already is not fetched again.
+    """
+    from randopt.fetch import cache_folder
+    from randopt.fetch import fetch as fetch_all
+    from randopt.find import planned
+
+    found = False
+    for done in fetch_all(planned(experiment)):
+        found = True
+        news = f"fetched {done.fetched / 1e6:,.1f} MB" if done.fetched else "was there already"
+        typer.echo(f"{done.what}: {news}; {done.size / 1e6:,.1f} MB in all")
+    typer.echo(f"all of it lies in {cache_folder()}" if found else "nothing of it comes from the Hub.")
 
 
 @app.command(rich_help_panel=PEOPLE)

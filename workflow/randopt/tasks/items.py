@@ -27,12 +27,13 @@ def make_items(spec: TaskSpec, root: Path | None = None) -> dict[str, pl.DataFra
     source.path starts; those that `load_task` found are absolute.
     Raises UserError when the source fails, or when a problem is in two splits or twice in one.
     """
-    made = _rows(spec, Path(root or ""))
+    made = rows(spec, Path(root or ""))
     check_disjoint(spec.name, made)
     return {split: _frame(spec, split, made[split]) for split in SPLITS}
 
 
-def _rows(spec: TaskSpec, root: Path) -> dict[str, list[Row]]:
+def rows(spec: TaskSpec, root: Path) -> dict[str, list[Row]]:
+    """The rows of each split, as the source makes them; UserError when it fails."""
     sizes = {split: spec.splits[split]["size"] for split in SPLITS}
     if "generator" in spec.source:
         return _GENERATORS[spec.source["generator"]](spec.source, sizes)
@@ -99,13 +100,16 @@ def _lines(values: Any, form: str) -> str:
     return "\n".join(f"{mark}. {value}" for mark, value in zip(marks, values, strict=False))
 
 
+def messages(spec: TaskSpec, row: Row) -> list[dict[str, str]]:
+    """The task's prompt for one row."""
+    return [{"role": m["role"], "content": render(m["content"], row.fields)} for m in spec.prompt]
+
+
 def _frame(spec: TaskSpec, split: str, rows: list[Row]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "item_id": [item_id(split, index) for index in range(len(rows))],
-            "messages": [
-                [{"role": m["role"], "content": render(m["content"], row.fields)} for m in spec.prompt] for row in rows
-            ],
+            "messages": [messages(spec, row) for row in rows],
             "reference": [canonical_json(row.reference) for row in rows],
             "content_hash": [row.content_hash for row in rows],
             "meta": [canonical_json(row.meta) for row in rows],

@@ -278,7 +278,7 @@ def _put_kind(rules: dict[str, Any], keys: Mapping[str, Any]) -> Iterator[Mistak
         rules["properties"]["source"], split = {}, definitions["rows"]
     else:
         rules["properties"]["source"] = definitions[name]
-        split = definitions["rows" if _tabular(source) else "split"]
+        split = definitions["rows" if is_tabular(source) else "split"]
         if "reference_transform" in definitions[name]["properties"]:
             definitions[name]["properties"]["reference_transform"] = {"enum": [*REFERENCE_TRANSFORMS, None]}
     rules["properties"]["splits"]["properties"] = dict.fromkeys(SPLITS, split)
@@ -289,7 +289,8 @@ def _definition(source: Mapping[str, Any]) -> Any:
     return source["generator"] if "generator" in source else next(kind for kind in _KINDS if kind in source)
 
 
-def _tabular(source: Mapping[str, Any]) -> bool:
+def is_tabular(source: Mapping[str, Any]) -> bool:
+    """Whether the source is a table, with columns and rows."""
     return "hub" in source or "file" in source
 
 
@@ -331,13 +332,13 @@ def _spanning_mistakes(keys: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _prompt_mistakes(keys["prompt"], _FIELDS.get(_definition(source)))
     if "reference" in keys:
         given = keys["reference"]
-        if _tabular(source) and given is None:
+        if is_tabular(source) and given is None:
             yield Mistake(
                 f"reference: {given!r} was given, expected the name of the column with the right answer "
                 "(or a list of names); add `reference: answer`, say.",
                 ("reference",),
             )
-        elif not _tabular(source) and given is not None:
+        elif not is_tabular(source) and given is not None:
             yield Mistake(f"reference: {given!r} was given, but this source makes it; leave it out.", ("reference",))
     if "splits" in keys and source.get("generator") == "times_table":
         try:

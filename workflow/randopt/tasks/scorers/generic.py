@@ -200,7 +200,8 @@ def _texts(scorer: str, reference: Any) -> set[str]:
     given = reference if isinstance(reference, list) else [reference]
     if not given or not all(isinstance(one, (str, int, float)) and str(one).strip() for one in given):
         raise bad_reference(scorer, reference, "text, a number, true or false, or a list of them")
-    return {str(one).strip() for one in given}
+    # a column of whole numbers with one empty cell is read as 2.0
+    return {f"{one:.0f}" if isinstance(one, float) and one.is_integer() else str(one).strip() for one in given}
 
 
 def _plain(text: str) -> str:
