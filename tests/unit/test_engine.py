@@ -1,11 +1,13 @@
 """The engine on a tiny real model: weights, restoring, batching, sampling, streaming."""
 
 import dataclasses
+import resource
+from pathlib import Path
 
 import pytest
 import torch
 
-from randopt import engines, noise
+from randopt import engines, noise, parts
 from randopt.engines import EngineSettings, Item
 from randopt.engines.prompts import batches, shared_prefix
 from randopt.engines.sampling import next_tokens, stream_seed, uniform
@@ -13,7 +15,8 @@ from randopt.errors import UserError
 from randopt.models import checkpoint
 from randopt.models.prepare import load_manifest, prepare
 from randopt.models.source import parse
-from randopt.requests import Decoding
+from randopt.requests import Decoding, candidate
+from randopt.shard import run_requests
 
 SETTINGS = EngineSettings("bfloat16", 6, 4, "auto", "iid", (), 2)
 GREEDY = Decoding()
@@ -77,6 +80,42 @@ def test_a_mirrored_perturbation_is_another_model(engine) -> None:
     plus = engine.weights_digest()
     engine.set_weights(((3, -0.1),))
     assert engine.weights_digest() != plus
+
+
+def test_weights_made_ahead_are_those_made_in_time(engine, items) -> None:
+    plan = [((seed, 0.3),) for seed in range(6)]
+    in_time = []
+    for perturbation in plan:
+        engine.set_weights(perturbation)
+        in_time.append((engine.weights_digest(), texts(engine, items)))
+    engine.set_weights(())
+    for perturbation, hint, wanted in zip(plan, [*plan[1:3], ((99, 0.3),), (), *plan[5:], None], in_time, strict=True):
+        engine.set_weights(perturbation)
+        if hint is not None:  # right ones, wrong ones, and one for the base
+            engine.expect(hint)
+        assert (engine.weights_digest(), texts(engine, items)) == wanted
+
+
+def test_what_fails_ahead_is_told_when_the_weights_are_set(engine) -> None:
+    engine.set_weights(((1, 0.3),))
+    engine.expect(((2, float("inf")),))
+    with pytest.raises(UserError, match="coefficient inf"):
+        engine.set_weights(((2, float("inf")),))
+    engine.set_weights(((3, 0.3),))
+    digest = engine.weights_digest()
+    engine.set_weights(())
+    engine.set_weights(((3, 0.3),))
+    assert engine.weights_digest() == digest
+
+
+def test_tied_weights_stay_tied_when_they_are_exchanged(engine) -> None:
+    for seed in range(3):
+        engine.set_weights(((seed, 0.3),))
+        held = {id(engine._live[name]): name for name in engine._live}
+        assert len(held) == len(engine._live)
+        pointers = {tensor.data_ptr() for tensor in engine._live.values()}
+        assert {parameter.data_ptr() for parameter in engine._model.parameters()} == pointers
+    assert engine._model.lm_head.weight.data_ptr() == engine._live["model.embed_tokens.weight"].data_ptr()
 
 
 def test_excluded_tensors_stay_the_base(manifest) -> None:
@@ -182,6 +221,29 @@ def test_prefix_and_batches() -> None:
     assert shared_prefix([[1, 2], [1, 2, 3]]) == 1  # a token of the shortest is left to predict from
     assert shared_prefix([[1], [2]]) == 0
     assert batches([3, 9, 5, 9], 3) == [[1, 3, 2], [0]]
+
+
+def test_memory_that_runs_out_is_told_and_what_is_finished_stays(engine, items, tmp_path) -> None:
+    many = [Item(f"{n}", (("user", f"What is {n} times 7 ? " * 400),)) for n in range(16)]
+    kept = parts.Parts(tmp_path / "short.parquet", {"run_id": "short"}, [item.item_id for item in many])
+    progress = parts.begin_attempt(None, "short", "search", (0, 3))
+    engine.settings = dataclasses.replace(SETTINGS, batch_size=16)
+    plan = [candidate(seed, 0.1) for seed in range(3)]
+    generate, limit = engine.generate, resource.getrlimit(resource.RLIMIT_AS)
+
+    def short_of_memory(problems, decoding):
+        if progress.done == 1:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), limit[1]))
+        return generate(problems, decoding)
+
+    engine.generate = short_of_memory
+    try:
+        with pytest.raises(UserError, match=r"16 items.*lower engine\.batch_size"):
+            run_requests(engine, many, plan, kept, progress)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert [kept.read(request) is not None for request in plan] == [True, False, False]
 
 
 def test_a_broken_candidate_ends_at_once_and_says_why(engine, items) -> None:

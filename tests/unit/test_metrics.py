@@ -186,6 +186,24 @@ def test_rows_may_come_in_any_order(population: Population, frame: pl.DataFrame)
     assert population.metrics(**mixed).equals(frame)
 
 
+def test_the_paper_verdicts_stand_beside(population: Population, frame: pl.DataFrame) -> None:
+    """By the twin's strict for single answers, by its lenient for votes; all else stays as it is."""
+    twin = populate(seed=0)
+    flip = {"strict": ~pl.col("strict"), "lenient": ~pl.col("lenient")}
+    told = {name: getattr(twin, name).with_columns(**flip) for name in ("votes", "members", "controls", "random")}
+    both = population.metrics(paper=told)
+    by_paper = pl.col("metric").str.starts_with("paper")
+    assert both.filter(~by_paper).equals(frame)
+    assert both.filter(by_paper).height == frame.height / 2
+    for method, k, column in (("base", 1, "strict"), ("member_mean", 5, "strict"), ("randopt", 5, "lenient")):
+        value = pick(frame, method, k, "test", column)["value"]
+        assert pick(both, method, k, "test", "paper")["value"] == pytest.approx(1 - value)
+    assert both.filter(by_paper).select("generations").max().equals(frame.select("generations").max())
+    assert "paper %" in shown(both) and "paper %" not in shown(frame)
+    with pytest.raises(UserError, match="the members are not the best"):
+        population.metrics(paper={**told, "members": told["members"].filter(pl.col("position") > 0)})
+
+
 def test_costs(population: Population, frame: pl.DataFrame) -> None:
     def cost(method: str, k: int, split: str) -> tuple[int, int]:
         row = pick(frame, method, k, split, "lenient")

@@ -70,5 +70,5 @@ def test_the_function_of_the_page(folder):
     assert len(rows) == 5
     for name, _, options in rows:
         found = scorers.SCORERS[name.strip(" `")]
-        assert set(re.findall(r"`(\w+)", options)) == set(found.options)
+        assert set(re.findall(r"`(\w+)", options)) == set(found.options or {})
     assert yaml.safe_load(FILES["mine.yaml"])["tasks"] == ["capitals.yaml"]

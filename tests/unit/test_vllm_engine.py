@@ -213,6 +213,7 @@ def many_perturbations(manifest: Path) -> Any:
     before, seen = texts(engine), set()
     for seed in range(200):
         engine.set_weights(((seed, 0.3),))
+        engine.expect(((seed + seed % 2, 0.3),))  # every other hint is wrong
         seen.add(str(texts(engine, ITEMS[:2])))
     engine.set_weights(())
     return before, texts(engine), engine.weights_digest(), len(seen)
@@ -300,6 +301,8 @@ def test_broken_candidates_end_and_the_base_returns(one_rank, tiny) -> None:
         answers, tiny, FLOAT32, ((), ((1, 10.0),), ((1, 1e39),), ()), ITEMS, GREEDY
     )
     assert all(set(said) == {item.item_id for item in ITEMS} for said, _ in broken)
+    assert {(c.finish_reason, c.text, c.completion_tokens) for c in broken[1][0].values()} == {("nan", "", 1)}
+    assert {c.finish_reason for c in base.values()} <= {"stop", "length"}
     assert after == base
     assert digest == load_manifest(tiny).content["weights_digest"]
 

@@ -86,16 +86,17 @@ def show(experiment: ExperimentName = "demo") -> None:
 
     from randopt.find import started
     from randopt.report import savings
-    from randopt.report.build import metrics_of, sampling_note
+    from randopt.report.build import metrics_of, missing_paper, sampling_note
     from randopt.report.table import render
 
     loaded = started(experiment)
     console = Console()
     # a log or a pipe has no width of its own; the table must not be broken to fit 80 columns
     console = console if console.is_terminal else Console(width=140)
-    console.print(render(metrics_of(loaded), loaded.config["statistics"]["confidence"]))
+    frames = metrics_of(loaded)
+    console.print(render(frames, loaded.config["statistics"]["confidence"]))
     console.print(sampling_note(loaded))
-    for note in savings.notes(loaded):
+    for note in (*missing_paper(loaded, frames), *savings.notes(loaded)):
         console.print(note)
     console.print(f"Figures: {loaded.folder / 'figures'}", soft_wrap=True)
 
@@ -132,6 +133,36 @@ def verify(
             "nothing was recorded to compare with: digests are taken of members, and of the last candidate of each "
             "search shard, when they are generated."
         )
+
+
+@app.command(rich_help_panel=PEOPLE)
+def rescore(
+    experiment: ExperimentName = "demo",
+    scorer: Annotated[str | None, typer.Option(help="A scorer by name, or `paper`; default: each task's own.")] = None,
+    old: Annotated[str | None, typer.Option(help="Stored scores to compare with, as gsm8k-v1.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Differing answers to print, of each run.")] = 5,
+    check: Annotated[bool, typer.Option("--check", help="Exit with code 1 when any verdict differs.")] = False,
+) -> None:
+    """Judge the kept texts with a corrected scorer, and compare with the stored verdicts, answer by answer.
+
+    Examples: randopt rescore mine; randopt rescore mine --scorer paper --old gsm8k-v1
+
+    No GPU, and nothing is changed: it says how many verdicts change, what that does to the base's accuracy and to the
+    selection, shows some answers, and what to run to adopt the new verdicts. Without --old it compares with the newest
+    stored version that is older than the installed one, else with the installed one's own. All differences:
+    results/experiments/EXPERIMENT/rescore/OLD--NEW/.../*.parquet.
+    """
+    from rich.console import Console
+
+    from randopt import rescore as comparing
+    from randopt.find import find_config, started
+
+    found = comparing.rescore(started(experiment), scorer, old, examples)
+    console = Console()
+    console = console if console.is_terminal else Console(width=140)  # as in show
+    console.print(comparing.render(found, find_config(experiment)), soft_wrap=False)
+    if check and any(comparison.differing for comparison in found):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -337,9 +368,9 @@ def generate(
 ) -> None:
     """Generate a shard's completions; continues from what earlier attempts finished."""
     _stay_offline()
-    # Threads that spin long at OpenMP's barriers starve each other when the machine has other work; those that sleep
-    # at once (OMP_WAIT_POLICY=PASSIVE) cost a third of the speed when it has none. It must be said before torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    from randopt import engines
+
+    engines.share_cores()
     from randopt.layout import parse_shard
     from randopt.models.local_copy import scratch_folder
     from randopt.shard import generate as generate_shard

@@ -62,6 +62,11 @@ class Run:
         """Folder of the task's scorer, name and version, in each stage."""
         return layout.scores(self.scorer.name, self.scorer.version)
 
+    @property
+    def verdicts(self) -> list[str]:
+        """Folders of all scores that each stage has: the task's scorer's, and those of its twin if there is one."""
+        return [layout.scores(scorer.name, scorer.version) for scorer in scorers.judges(self.task.scorer)]
+
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""
         if stage == layout.PROBE:

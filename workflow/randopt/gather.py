@@ -20,6 +20,7 @@ import polars as pl
 from randopt import tables
 from randopt.errors import UserError
 from randopt.race import PRUNED
+from randopt.score import check_scored
 
 SEARCH = "search"
 _NAME = re.compile(r"(\d{5,})-(\d{5,})\.parquet")
@@ -238,6 +239,8 @@ class _Shards:
             "race": self.race,
         }
         frame = tables.read(path, table, columns, **expected)
+        if table is tables.SCORES:
+            check_scored(path, frame)
         ids = self.ids.slice(start, stop - start)
         by_request, by_item = _places(len(ids), len(self.items))
         pairs = pl.DataFrame({"request_id": ids[by_request], "item_id": self.items[by_item]})

@@ -7,12 +7,12 @@ results/MODEL/TASK/RUN_ID/                     one run; RUN_ID-lossless-1a2b3c/ 
     probe.json                                 its speed, if it was probed
     search|search-probe|controls-t0.7|random|n00048/members/     one stage each:
         requests.parquet
-        completions|scores/number-v1|ledger/00000-00063.parquet
+        completions|scores/number-v1|ledger/00000-00063.parquet     scores/NAME_paper-v1 too if there is a twin
         blocks/number-v1/00000-63999.parquet   candidates of 1,000 shards, in a search of more than that
         race.parquet                           what a raced search learnt from its pilot
     n00048/                                    what follows for the first 48 candidates:
         candidates, selection, votes, metrics .parquet
-results/experiments/EXPERIMENT/                resolved config, tables and figures
+results/experiments/EXPERIMENT/                resolved config, tables and figures; rescore/OLD--NEW/ differences
 """
 
 from collections.abc import Mapping, Sequence

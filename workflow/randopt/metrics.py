@@ -16,7 +16,10 @@ from randopt.errors import UserError
 from randopt.select import rank
 
 SPLITS = ("select", "confirm", "test")
-VERDICTS = ("strict", "lenient")
+# Metric -> the column of a single answer's scores and the one of a vote that say whether it is right. `paper` is told
+# by the paper-compatible twin, whose strict says whether the reward counts as right and whose lenient is the vote's.
+VERDICTS = {"strict": ("strict", "strict"), "lenient": ("lenient", "lenient")}
+PAPER = {"paper": ("strict", "lenient")}
 VOTED = ("self_consistency", "random", "randopt")
 # Votes that a vote is compared with at equal K: is it more than sampling the base, more than any perturbations?
 RIVALS = {"randopt": ("self_consistency", "random"), "random": ("self_consistency",)}
@@ -45,6 +48,7 @@ def metrics(
     members: pl.DataFrame,
     controls: pl.DataFrame,
     random: pl.DataFrame,
+    paper: Mapping[str, pl.DataFrame] | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -54,8 +58,9 @@ def metrics(
     `votes`: VOTES of randopt, random and self_consistency, each at the same sizes K, on all splits.
     `members`, `random`: `gather.with_select` of the members (rank order) and of the plan's first
     candidates; `controls`: `gather.answers` of the controls. The splits are those of the controls.
+    `paper`: votes, members, controls and random once more, by the scorer's paper-compatible twin.
 
-    Metrics: strict and lenient (Wilson for one answer per item; member_mean, the mean accuracy of
+    Metrics: strict, lenient and, with `paper`, paper (Wilson for one answer per item; member_mean, the mean accuracy of
     the K members, by bootstrap over items); *_minus_base of every other method, and at equal K
     *_minus_self_consistency of randopt and random and *_minus_random of randopt (paired bootstrap
     over the same items).
@@ -65,23 +70,24 @@ def metrics(
     Raises UserError when the frames do not belong together: other members than the candidates'
     best, or methods that answered other items or at other K.
     """
-    _check_members(candidates, members)
+    judged = {"votes": votes, "members": members, "controls": controls, "random": random}
+    told = [(judged, VERDICTS), *([(paper, PAPER)] if paper else [])]
+    for frames, _ in told:
+        _check_members(candidates, frames["members"])
     sizes = _sizes(votes)
     searched = (int(candidates["items"].sum()), int(candidates["tokens"].sum()))
     rows: list[dict] = []
     for index, split in enumerate(SPLITS):
-        answers = {
-            name: frame.filter(pl.col("split") == split).sort("position", "item_id")
-            for name, frame in (("members", members), ("controls", controls), ("random", random))
-        }
-        if answers["controls"].is_empty():
-            continue
-        results = list(_results(split, answers, votes.filter(pl.col("split") == split), sizes, searched))
-        for row in _rows(results, confidence, resamples, (seed, index)):
-            rows.append(
-                {"model": model, "task": task, "run_id": run_id, "candidates": candidates.height,
-                 "split": split, **row}
-            )  # fmt: skip
+        for frames, verdicts in told:
+            here = {name: frame.filter(pl.col("split") == split) for name, frame in frames.items()}
+            if here["controls"].is_empty():
+                continue
+            results = list(_results(split, here, verdicts, sizes, searched))
+            for row in _rows(results, confidence, resamples, (seed, index)):
+                rows.append(
+                    {"model": model, "task": task, "run_id": run_id, "candidates": candidates.height,
+                     "split": split, **row}
+                )  # fmt: skip
     return pl.DataFrame(rows, schema_overrides=dict(tables.METRICS.schema)).select(list(tables.METRICS.schema))
 
 
@@ -131,12 +137,14 @@ def sigma_zero_reproduces_base(requests: pl.DataFrame, completions: pl.DataFrame
 
 def _results(
     split: str,
-    answers: Mapping[str, pl.DataFrame],
-    votes: pl.DataFrame,
+    frames: Mapping[str, pl.DataFrame],
+    verdicts: Mapping[str, tuple[str, str]],
     sizes: list[int],
     searched: tuple[int, int],
 ) -> Iterator[_Result]:
-    """Every method at every K on one split. `answers` are sorted by position, then item."""
+    """Every method at every K on one split, told by `verdicts` (VERDICTS or PAPER)."""
+    answers = {name: frame.sort("position", "item_id") for name, frame in frames.items() if name != "votes"}
+    votes = frames["votes"]
     controls = answers["controls"]
     items = controls["item_id"].unique().sort()
     n = len(items)
@@ -157,19 +165,23 @@ def _results(
         more = (0, 0) if split == "select" else spent("members", k)
         return searched[0] + more[0], searched[1] + more[1]
 
-    base = {name: grid("controls", name)[BASE].astype(np.int64) for name in VERDICTS}
+    def singles(name: str) -> dict[str, np.ndarray]:
+        """Verdict -> (answers per item, items)"""
+        return {verdict: grid(name, single).astype(np.int64) for verdict, (single, _) in verdicts.items()}
+
+    base = {name: right[BASE] for name, right in singles("controls").items()}
     yield _Result("base", 1, base, *spent("controls", 1, BASE))
-    member = {name: grid("members", name).astype(np.int64) for name in VERDICTS}
-    top1 = {name: member[name][0] for name in VERDICTS}
+    member = singles("members")
+    top1 = {name: right[0] for name, right in member.items()}
     yield _Result("top1", 1, top1, *with_search(1))
     for k in sizes:
-        total = {name: member[name][:k].sum(axis=0) for name in VERDICTS}
+        total = {name: right[:k].sum(axis=0) for name, right in member.items()}
         yield _Result("member_mean", k, total, *with_search(k), of=k)
         for method in VOTED:
             voted = votes.filter((pl.col("method") == method) & (pl.col("top_k") == k)).sort("item_id")
             if not voted["item_id"].equals(items):
                 raise UserError(f"the votes of {method} at K = {k} are not on the {split} items of the base.")
-            correct = {name: voted[name].to_numpy().astype(np.int64) for name in VERDICTS}
+            correct = {name: voted[column].to_numpy().astype(np.int64) for name, (_, column) in verdicts.items()}
             cost = {
                 "self_consistency": lambda k=k: spent("controls", k, SAMPLES),
                 "random": lambda k=k: spent("random", k),
@@ -182,11 +194,10 @@ def _rows(results: list[_Result], confidence: float, resamples: int, seed: tuple
     """Values and intervals of one split. Differences are kept as whole numbers, `of` divides later."""
     base = next(result for result in results if result.method == "base")
     voted = {(result.method, result.top_k): result for result in results if result.method in VOTED}
-    n = len(base.correct["lenient"])
+    n = len(next(iter(base.correct.values())))
     resampled: list[tuple[_Result, str, np.ndarray]] = []
     for result in results:
-        for name in VERDICTS:
-            correct = result.correct[name]
+        for name, correct in result.correct.items():
             if result.of == 1:
                 low, high = stats.wilson(int(correct.sum()), n, confidence)
                 yield _row(result, name, n, float(correct.mean()), low, high)

@@ -26,7 +26,7 @@ from randopt.experiment import Experiment, Run
 from randopt.files import last_words
 from randopt.items import read_items, references
 from randopt.requests import Request
-from randopt.score import judge_all
+from randopt.score import check_scored, judge_all
 
 STALE_SECONDS = 600.0  # a shard on another host that has said nothing for so long counts as lost
 SHOWN = 12  # running and failed shards that are listed one by one; --shards lists all
@@ -202,6 +202,7 @@ def _plan_requests(run: Run) -> list[Request]:
 
 def _best_of(path: Path) -> tuple[float, str]:
     scores = tables.read(path, tables.SCORES, ["request_id", "reward"])
+    check_scored(path, scores)
     means = scores.group_by("request_id", maintain_order=True).agg(pl.col("reward").cast(pl.Float64).mean())
     # requests lie in the plan's order, seeds ascending: of equals the first is the one that selection takes
     reward, request_id = means.select("reward", "request_id").row(means["reward"].arg_max() or 0)

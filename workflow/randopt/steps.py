@@ -1,6 +1,7 @@
 """The CPU steps between scores and report: each reads tables of a run's folder and writes one."""
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -13,8 +14,11 @@ from randopt.experiment import load_run
 from randopt.gather import answers, gather, with_select
 from randopt.items import read_items
 from randopt.plan import read_requests, write_requests
-from randopt.tasks.scorers import get
+from randopt.score import ScorerFailed
+from randopt.tasks.scorers import get, judges
 from randopt.vote import votes
+
+log = logging.getLogger(__name__)
 
 
 def gather_step(run_folder: Path, candidates: int, scorer: str) -> None:
@@ -80,26 +84,21 @@ def vote_step(run_folder: Path, candidates: int, controls: str, scorer: str, top
     run_id = load_run(run_folder)["run_id"]
     check_members_current(run_folder, candidates)
     frames = _answers(run_folder, candidates, controls, scorer)
-    samples = frames["controls"].filter(pl.col("position") >= run_metrics.SAMPLES)
-    voted = pl.concat(
-        [
-            votes(frames["members"], top_k, "randopt"),
-            votes(frames["random"], top_k, "random"),
-            votes(samples, top_k, "self_consistency"),
-        ]
-    )
     table = _candidates(run_folder, candidates, run_id)
     size = frames["members"]["request_id"].n_unique()
     chosen = selection_rules.selection(table, size, frames["members"])
     folder = _prefix(run_folder, candidates)
-    tables.write(voted, tables.VOTES, folder / "votes.parquet", run_id=run_id)
+    tables.write(_votes(frames, top_k), tables.VOTES, folder / "votes.parquet", run_id=run_id)
     tables.write(chosen, tables.SELECTION, folder / "selection.parquet", run_id=run_id)
 
 
 def metrics_step(
     run_folder: Path, candidates: int, controls: str, scorer: str, confidence: float, bootstrap: int, seed: int
 ) -> None:
-    """metrics.parquet, after the proof that σ = 0 is the base."""
+    """metrics.parquet, after the proof that σ = 0 is the base.
+
+    strict and lenient are told by the scorer, paper by its twin, whichever of them the task names and selected by.
+    """
     run = load_run(run_folder)
     run_id = run["run_id"]
     requests = tables.read(layout.requests_file(run_folder, controls), tables.REQUESTS, run_id=run_id)
@@ -111,16 +110,30 @@ def metrics_step(
     )
     run_metrics.sigma_zero_reproduces_base(requests, texts)
     folder = _prefix(run_folder, candidates)
+    voted = tables.read(folder / "votes.parquet", tables.VOTES, run_id=run_id)
+
+    def judged(name: str) -> dict[str, pl.DataFrame]:
+        frames = _answers(run_folder, candidates, controls, name)
+        own = voted if name == scorer else _votes(frames, voted["top_k"].unique().sort().to_list())
+        return {"votes": own, **frames}
+
+    first, *twins = judges(scorer)
+    paper = None
+    for twin in twins:
+        try:
+            paper = judged(twin.name)
+        except ScorerFailed as error:
+            log.warning("there will be no paper verdicts: %s", error)
     frame = run_metrics.metrics(
         model=run["model"]["name"],
         task=run["task"]["label"],
         run_id=run_id,
         candidates=_candidates(run_folder, candidates, run_id),
-        votes=tables.read(folder / "votes.parquet", tables.VOTES, run_id=run_id),
+        paper=paper,
         confidence=confidence,
         resamples=bootstrap,
         seed=seed,
-        **_answers(run_folder, candidates, controls, scorer),
+        **judged(first.name if twins else scorer),
     )
     tables.write(frame, tables.METRICS, folder / "metrics.parquet", run_id=run_id)
 
@@ -175,6 +188,13 @@ def _answers(run_folder: Path, candidates: int, controls: str, scorer: str) -> d
         "random": with_select(frames["random"], search),
         "members": with_select(frames["members"], search),
     }
+
+
+def _votes(frames: Mapping[str, pl.DataFrame], top_k: Sequence[int]) -> pl.DataFrame:
+    """VOTES of every method that votes; `frames` as `_answers` gives them."""
+    samples = frames["controls"].filter(pl.col("position") >= run_metrics.SAMPLES)
+    voters = {"randopt": frames["members"], "random": frames["random"], "self_consistency": samples}
+    return pl.concat([votes(answered, top_k, method) for method, answered in voters.items()])
 
 
 def _search_answers(run_folder: Path, candidates: int, scorer: str, only: Collection[str]) -> pl.DataFrame:

@@ -120,6 +120,30 @@ SCORES = Table(
     units={"vote_key": "the normalised answer that is counted; null abstains"},
 )
 
+DIFFERENCES = Table(
+    "differences",
+    "request × item that two scorers judge differently",
+    ("request_id", "item_id"),
+    pl.Schema(
+        {
+            "stage": pl.String,
+            "request_id": pl.String,
+            "item_id": pl.String,
+            "text": pl.String,
+            "old_reward": pl.Float32,
+            "new_reward": pl.Float32,
+            "old_strict": pl.Boolean,
+            "new_strict": pl.Boolean,
+            "old_lenient": pl.Boolean,
+            "new_lenient": pl.Boolean,
+            "old_vote_key": pl.String,
+            "new_vote_key": pl.String,
+        }
+    ),
+    nullable=frozenset({"old_vote_key", "new_vote_key"}),
+    units={"text": "the completion that both judged; the footer names both scorers"},
+)
+
 CANDIDATES = Table(
     "candidates",
     "candidate",

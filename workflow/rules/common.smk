@@ -17,6 +17,7 @@ from randopt import (
 )
 from randopt.cluster import leftovers, lock as driver_lock
 from randopt.errors import UserError
+from randopt.tasks.scorers import SCORERS, judges
 
 # Jobs find the command of the environment that runs Snakemake, activated or not; in a conda environment of the rules
 # it is taken from this checkout. keep_log outlives the Ctrl-C or scancel that ends its command, whose last words
@@ -52,6 +53,12 @@ def shard_files(run, stage, table, rows=None):
     return [str(layout.shard_file(run.folder, stage, table, s)) for s in run.shards(stage, rows)]
 
 
+def answered_items(wildcards):
+    """Paths of the items that a stage answers."""
+    folder = layout.RESULTS / "tasks" / run_of(wildcards).task_id
+    return [str(folder / f"{split}.parquet") for split in layout.stage_splits(wildcards.stage)]
+
+
 def generate_inputs(wildcards):
     """What a shard reads.
 
@@ -65,10 +72,7 @@ def generate_inputs(wildcards):
         "manifest": layout.RESULTS / "models" / run.model_id / "manifest.json",
     }
     named = {name: ancient(str(path)) for name, path in paths.items()}
-    named["splits"] = [
-        ancient(str(layout.RESULTS / "tasks" / run.task_id / f"{split}.parquet"))
-        for split in layout.stage_splits(wildcards.stage)
-    ]
+    named["splits"] = [ancient(path) for path in answered_items(wildcards)]
     if first := layout.race_round(run.description, wildcards.stage, layout.parse_shard(wildcards.shard)):
         named["race"] = ancient(str(layout.race_file(run.folder)))
         named["before"] = ancient(str(layout.candidates_file(run.folder, first)))
@@ -130,6 +134,14 @@ def compared_files(wildcards, table):
     return [path for stage in stages for path in shard_files(run, stage, table)]
 
 
+def verdict_files(wildcards):
+    """Scores that a prefix's metrics rest on, a twin's of the search included: they do not stand behind candidates."""
+    run = run_of(wildcards)
+    found = [path for table in run.verdicts for path in compared_files(wildcards, table)]
+    twins = [table for table in run.verdicts if table != run.scores]
+    return found + [p for table in twins for p in shard_files(run, "search", table, int(wildcards.candidates))]
+
+
 def every_table():
     """All that the runs consist of, but for the ledgers.
 
@@ -139,8 +151,8 @@ def every_table():
     for run in EXPERIMENT.runs:
         for stage in run.stages():
             yield str(layout.requests_file(run.folder, stage))
-            yield from shard_files(run, stage, "completions")
-            yield from shard_files(run, stage, "scores")
+            for table in ("completions", *run.verdicts):
+                yield from shard_files(run, stage, table)
         for n in run.prefixes:
             for name in ("candidates", "selection", "votes", "metrics"):
                 yield str(run.folder / layout.prefix_name(n) / f"{name}.parquet")

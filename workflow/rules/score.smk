@@ -8,18 +8,20 @@ if not any(run.scorer.sandboxed for run in EXPERIMENT.runs):
         score,
 
 
+TWINNED = "|".join(name for name in SCORERS if len(judges(name)) > 1)
+
+
 rule score:
     """Verdicts of one shard."""
     input:
         completions=rules.generate.output.completions,
-        splits=lambda wc: [
-            str(layout.RESULTS / "tasks" / run_of(wc).task_id / f"{split}.parquet")
-            for split in layout.stage_splits(wc.stage)
-        ],
+        splits=answered_items,
     output:
         scores="results/{run}/{stage}/scores/{scorer}-v{version}/{shard}.parquet",
     log:
         "logs/score/{run}/{stage}/{scorer}-v{version}/{shard}.log",
+    wildcard_constraints:
+        scorer=rf"(?!({TWINNED})-v)[^/]+",
     conda:
         "../../envs/randopt.yaml"
     resources:
@@ -30,3 +32,33 @@ rule score:
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
         " --scorer {params.scorer:q} 2> >(keep_log {log:q})"
+
+
+# A scorer and its paper-compatible twin judge in one job. A rule for each such pair: their versions are independent,
+# and the outputs of one rule must have the same wildcards.
+for pair in sorted({judges(run.task.scorer) for run in EXPERIMENT.runs if len(run.verdicts) > 1}):
+
+    rule:
+        name:
+            f"score_{pair[0].name}"
+        input:
+            completions=rules.generate.output.completions,
+            splits=answered_items,
+        output:
+            scores=[
+                f"results/{{run}}/{{stage}}/{layout.scores(scorer.name, scorer.version)}/{{shard}}.parquet"
+                for scorer in pair
+            ],
+        log:
+            f"logs/score/{{run}}/{{stage}}/{pair[0].name}/{{shard}}.log",
+        localrule: not any(scorer.sandboxed for scorer in pair)
+        conda:
+            "../../envs/randopt.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            scorer=pair[0].name,
+        shell:
+            "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
+            " --scorer {params.scorer:q} 2> >(keep_log {log:q})"

@@ -37,7 +37,7 @@ rule metrics:
         candidates=rules.gather.output.candidates,
         selection=rules.vote.output.selection,
         votes=rules.vote.output.votes,
-        scores=lambda wc: compared_files(wc, "scores"),
+        scores=verdict_files,
         completions=lambda wc: compared_files(wc, "completions"),
     output:
         metrics="results/{run}/n{candidates}/metrics.parquet",

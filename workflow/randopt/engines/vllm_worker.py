@@ -15,6 +15,7 @@ import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from randopt import noise
+from randopt.engines.ahead import Ahead
 from randopt.engines.base_weights import base_tensors
 from randopt.models import checkpoint
 from randopt.requests import Term
@@ -44,8 +45,8 @@ class WorkerExtension:
         """Read the base (`table`: name, file, dtype, shape of each tensor) and keep it at hand.
 
         On an accelerator it lies in device memory if `resident`, else in page-locked host memory. On the CPU it stays
-        memory-mapped, and buffers of its size take the perturbed tensors, since memory that is new in each candidate
-        costs as much as the noise.
+        memory-mapped, and buffers of its size take the perturbed tensors: memory that is new in each candidate costs
+        as much as the noise, and the next candidate's can be made ahead.
         """
         # It warns at each reload of layers that load nothing; randopt_shift_all finds those that should.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
@@ -53,9 +54,9 @@ class WorkerExtension:
         base = base_tensors(Path(folder), infos, getattr(torch, dtype))
         self._randopt_law = law
         self._randopt_perturbed = frozenset(perturbed)
-        self._randopt_buffers: dict[str, torch.Tensor] = {}
+        self._randopt_ahead: Ahead | None = None
         if self.device.type == "cpu":
-            self._randopt_buffers = {name: torch.empty_like(base[name]) for name in perturbed}
+            self._randopt_ahead = Ahead(base, perturbed, law)
         elif resident:
             base = {name: tensor.to(self.device) for name, tensor in base.items()}
         else:
@@ -66,6 +67,11 @@ class WorkerExtension:
     def randopt_set_weights(self, perturbation: Sequence[Term]) -> None:
         """Make this rank's weights those of base + Σ coefficient·ε(seed)."""
         self._randopt_load(self._randopt_tensors(perturbation))
+
+    def randopt_expect(self, perturbation: Sequence[Term]) -> None:
+        """Make the tensors of the next perturbation while this one's texts are generated, where that helps."""
+        if self._randopt_ahead is not None:
+            self._randopt_ahead.expect(tuple(perturbation))
 
     @torch.inference_mode()
     def randopt_shift_all(self) -> None:
@@ -92,13 +98,15 @@ class WorkerExtension:
 
     def _randopt_tensors(self, perturbation: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every checkpoint tensor under its name, perturbed; on this rank's device but for those left as they are."""
+        made = self._randopt_ahead.tensors(tuple(perturbation)) if self._randopt_ahead and perturbation else None
         for name, base in self._randopt_base.items():
-            if perturbation and name in self._randopt_perturbed:
-                here = base.to(self.device, non_blocking=True)
-                out = self._randopt_buffers.get(name)
-                yield name, noise.perturb(here, name, perturbation, law=self._randopt_law, out=out)
-            else:
+            if not perturbation or name not in self._randopt_perturbed:
                 yield name, base
+            elif made:
+                yield next(made)
+            else:
+                here = base.to(self.device, non_blocking=True)
+                yield name, noise.perturb(here, name, perturbation, law=self._randopt_law)
 
     @cached_property
     def _randopt_tied(self) -> list[Any]:

@@ -1,11 +1,14 @@
 """The report of an experiment: all metrics in one table, a Markdown page, the figures."""
 
+from collections.abc import Iterable
+
 import polars as pl
 
 from randopt import layout, tables
 from randopt.experiment import Experiment
 from randopt.files import write_text_atomic
 from randopt.report import figures, savings, table
+from randopt.tasks.scorers import judges
 
 
 def metrics_of(experiment: Experiment) -> list[pl.DataFrame]:
@@ -37,9 +40,20 @@ def write_report(experiment: Experiment) -> None:
             for suffix in ("png", "svg"):
                 figures.save(figure, folder / f"{name}-{kind}.{suffix}")
     heading = f"# {experiment.config['experiment']}\n\n{sampling_note(experiment)}\n\n"
-    saved = "".join(f"\n- {note}" for note in savings.notes(experiment))
+    saved = "".join(f"\n- {note}" for note in (*missing_paper(experiment, frames), *savings.notes(experiment)))
     text = heading + table.to_markdown(frames, confidence) + saved + "\n"
     write_text_atomic(experiment.folder / "report.md", text)
+
+
+def missing_paper(experiment: Experiment, frames: Iterable[pl.DataFrame]) -> list[str]:
+    """A sentence for each run whose `metrics_of` lack the paper verdicts that they should have."""
+    told = {frame["run_id"][0] for frame in frames if "paper" in frame["metric"]}
+    return [
+        f"Run {run.name} has no paper verdicts: {judges(run.task.scorer)[1].name} failed on one of the texts; "
+        f"logs/metrics/{run.name}/ names it."
+        for run in experiment.runs
+        if len(run.verdicts) > 1 and run.run_id not in told
+    ]
 
 
 def sampling_note(experiment: Experiment) -> str:

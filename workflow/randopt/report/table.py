@@ -43,7 +43,8 @@ def render(metrics: pl.DataFrame | Sequence[pl.DataFrame], confidence: float = 0
     for report in _reports(metrics, confidence):
         table = Table(title=report.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         for index, name in enumerate(report.header):
-            # At 80 columns a label is folded and an interval goes below its value; no number is cut.
+            # At 80 columns (100 with paper verdicts) a label is folded and an interval goes below its value; no number
+            # is cut.
             widest = max(len(row[index]) for row in report.rows)
             whole = INTERVAL if "%" in name else widest if index else None
             title = name.replace("generations", "genera-\ntions")
@@ -100,21 +101,17 @@ def _report(run: pl.DataFrame, confidence: float) -> _Report:
         (row["candidates"], row["method"], row["top_k"], row["split"], row["metric"]): row
         for row in run.iter_rows(named=True)
     }
+    columns = [("select", "lenient"), ("confirm", "lenient"), ("test", "lenient"), ("test", "strict")]
+    by_paper = "paper" in run["metric"]
+    if by_paper:
+        columns.append(("test", "paper"))
     rows: list[list[str]] = []
     bold: set[int] = set()
     for n, method, k in _lines(run, prefixes):
         label = LABELS[method]
         if len(prefixes) > 1 and method in SEARCHED:
             label = f"{label} (N = {n:,})"
-        shown = [
-            _cell(cells.get((n, method, k, split, metric)))
-            for split, metric in (
-                ("select", "lenient"),
-                ("confirm", "lenient"),
-                ("test", "lenient"),
-                ("test", "strict"),
-            )
-        ]
+        shown = [_cell(cells.get((n, method, k, split, metric))) for split, metric in columns]
         test = cells.get((n, method, k, "test", "lenient"))
         cost = [f"{test[name]:,}" if test else "–" for name in ("generations", "tokens")]
         if method == "randopt" and k == chosen[n]:
@@ -128,6 +125,7 @@ def _report(run: pl.DataFrame, confidence: float) -> _Report:
         f"confirm\nlenient %\n\n\n{sizes['confirm']} items",
         f"test\nlenient %\n\n\n{sizes['test']} items",
         f"test\nstrict %\n\n\n{sizes['test']} items",
+        *([f"test\npaper %\n\n\n{sizes['test']} items"] if by_paper else []),
         "generations",
         "tokens",
     ]
@@ -138,6 +136,11 @@ def _report(run: pl.DataFrame, confidence: float) -> _Report:
         "base: one greedy answer. self-consistency: vote of K sampled answers of the base. random vote: of K "
         "candidates nobody selected. RandOpt: vote of the best K.",
     ]
+    if by_paper:
+        notes.append(
+            "paper: the same answers by the rules of the published experiments, faults included, and votes by their "
+            "keys; only these numbers compare with the paper's."
+        )
     for n in prefixes:
         notes += _verdict(cells, n, chosen[n], confidence)
     return _Report(f"{model} × {task}, N = {plan} (run {run_id})", header, rows, bold, notes)

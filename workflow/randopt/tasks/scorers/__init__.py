@@ -6,6 +6,7 @@ the stored completions, without a GPU.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from randopt.errors import UserError
 from randopt.tasks.scorers import countdown, generic, gsm8k, number, own, rocstories, sandboxed, uspto50k
 from randopt.tasks.scorers.verdict import NO_ANSWER, Scorer, Verdict
 
-__all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "resolve"]
+__all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "judges", "resolve"]
 
 SCORERS = {
     scorer.name: scorer
@@ -56,10 +57,21 @@ def get(text: str) -> Scorer:
         )
     scorer = SCORERS[name]
     if scorer.options or options:
-        _check_options(scorer, options)
+        _check_options(scorer.name, scorer.options or {}, options)
     if not options:
         return scorer
     return scorer._replace(name=f"{name}-{short_hash(options, 6)}", score=partial(scorer.score, **options))
+
+
+def judges(text: str) -> tuple[Scorer, ...]:
+    """All whose verdicts are kept where a task names this scorer: the scorer and its paper-compatible twin.
+
+    In this order whichever of the two is named; a scorer without a twin is alone. UserError as in `get`.
+    """
+    named = get(text)
+    plain = text.removesuffix("_paper")
+    pair = tuple(SCORERS[known] for known in (plain, f"{plain}_paper") if known in SCORERS)
+    return pair if named in pair else (named,)
 
 
 def resolve(task_default: str, name: str | None = None) -> Scorer:
@@ -94,11 +106,11 @@ def _parse(text: str) -> dict[str, Any]:
     return found
 
 
-def _check_options(scorer: Scorer, options: dict[str, Any]) -> None:
+def _check_options(name: str, known: Mapping[str, Any], options: dict[str, Any]) -> None:
     from randopt.schema import mistakes  # jsonschema is only loaded where there are options
 
-    required = [name for name, option in scorer.options.items() if option.get("needed")]
-    schema = {"properties": scorer.options, "additionalProperties": False, "required": required}
-    found = mistakes(options, {"type": "object", **schema}, f"scorer {scorer.name}")
+    required = [option for option, rules in known.items() if rules.get("needed")]
+    schema = {"properties": known, "additionalProperties": False, "required": required}
+    found = mistakes(options, {"type": "object", **schema}, f"scorer {name}")
     if found:
         raise UserError("; ".join(str(mistake) for mistake in found))

@@ -1,7 +1,6 @@
 """What a scorer returns, and the reference it could not use."""
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from randopt.errors import UserError
@@ -28,7 +27,7 @@ class Scorer(NamedTuple):
     batch: Callable[[Sequence[tuple[str, Any]]], list[Verdict]] | None = None  # same verdicts, many at once
     sandboxed: bool = False  # runs other people's code in processes of its own
     max_reward: float = 1.0  # no verdict's reward is above it
-    options: Mapping[str, Any] = MappingProxyType({})  # a JSON schema for each keyword that `score` takes from a task
+    options: Mapping[str, Any] | None = None  # a JSON schema for each keyword that `score` takes from a task
 
 
 NO_ANSWER = Verdict(0.0, False, False, None)
