@@ -68,10 +68,10 @@ def judges(text: str) -> tuple[Scorer, ...]:
 
     In this order whichever of the two is named; a scorer without a twin is alone. UserError as in `get`.
     """
-    named = get(text)
+    if text not in SCORERS:
+        return (get(text),)
     plain = text.removesuffix("_paper")
-    pair = tuple(SCORERS[known] for known in (plain, f"{plain}_paper") if known in SCORERS)
-    return pair if named in pair else (named,)
+    return tuple(SCORERS[known] for known in (plain, f"{plain}_paper") if known in SCORERS)
 
 
 def resolve(task_default: str, name: str | None = None) -> Scorer:
@@ -113,4 +113,4 @@ def _check_options(name: str, known: Mapping[str, Any], options: dict[str, Any])
     schema = {"properties": known, "additionalProperties": False, "required": required}
     found = mistakes(options, {"type": "object", **schema}, f"scorer {name}")
     if found:
-        raise UserError("; ".join(str(mistake) for mistake in found))
+        raise UserError(f"scorer {name}: {'; '.join(map(str, found))}")
