@@ -1,15 +1,19 @@
 """Items with pictures: read from tables, kept by content, part of every identity; text tasks are what they were."""
 
+import io
 import json
 import shutil
 
 import pytest
 import yaml
+from rich.console import Console
 
 from randopt import config, experiment, layout, tables
 from randopt.errors import UserError
+from randopt.fetch import _places
 from randopt.items import items_hash, read_items, to_items, write_items
 from randopt.models.vision import TOWER
+from randopt.tasks.check import check
 from randopt.tasks.items import make_items
 from randopt.tasks.spec import SPLITS, TaskSpec, identity, load_task
 from tests.conftest import ROOT
@@ -104,48 +108,119 @@ def test_pictures_inside_of_a_parquet_file(task):
     assert all(found[split].equals(expected[split]) for split in SPLITS)
 
 
-def test_two_configs_of_the_hub_are_joined(monkeypatch):
-    """The shape of lmms-lab/GQA: questions and pictures apart, several questions about one picture."""
+@pytest.fixture
+def gqa(tmp_path, monkeypatch):
+    """The shape of lmms-lab/GQA in a cache of the Hub: questions and pictures apart, two questions about a picture."""
     import datasets
+    from huggingface_hub import constants
 
-    calls = []
-
-    def serve(name, given, split, revision):
-        calls.append((name, given, split, revision))
-        count = 400 if split == "train" else 12
-        names = [f"{split}{index // 2}" for index in range(count)]
-        if given.endswith("instructions"):
-            rows = [
-                {"id": f"q{i}", "imageId": n, "question": f"What is {i} ?", "answer": "a"} for i, n in enumerate(names)
-            ]
-            return datasets.Dataset.from_list(rows)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    given = load_task("gqa", ROOT / "config" / "tasks").source
+    folder = tmp_path / "datasets--lmms-lab--GQA" / "snapshots" / given["revision"]
+    features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+    configs = []
+    for part, count in (("train", 400), ("testdev", 12)):
+        names = [f"{part}{index // 2}" for index in range(count)]
+        rows = [{"id": f"q{i}", "imageId": n, "question": f"What is {i} ?", "answer": "a"} for i, n in enumerate(names)]
         colours = {name: (i % 250, len(name), i // 250) for i, name in enumerate(dict.fromkeys(names))}
         cells = [
             {"id": name, "image": {"bytes": picture(c, (8, 8)), "path": None}} for name, c in reversed(colours.items())
         ]
-        features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
-        return datasets.Dataset.from_list(cells, features=features)
+        tables = datasets.Dataset.from_list(rows), datasets.Dataset.from_list(cells, features=features)
+        for name, table in zip((given["config"][part], given["join"]["config"][part]), tables, strict=True):
+            (folder / name).mkdir(parents=True)
+            table.to_parquet(folder / name / f"{part}-0.parquet")
+            files = [{"split": part, "path": f"{name}/{part}-*"}]
+            configs.append({"config_name": name, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    return lambda **entry: load_task({"name": "gqa", **entry}, ROOT / "config" / "tasks")
 
-    monkeypatch.setattr(datasets, "load_dataset", serve)
+
+def test_two_configs_of_the_hub_are_joined(gqa):
     pictures = {}
-    spec = load_task({"name": "gqa", "splits": {"test": 12}}, ROOT / "config" / "tasks")
+    spec = gqa(splits={"test": 12})
     frames = make_items(spec, ROOT, pictures)
     assert {split: frame.height for split, frame in frames.items()} == {"select": 200, "confirm": 200, "test": 12}
     assert len(pictures) == 206
     first, second, third = [row["messages"][0]["content"] for row in frames["test"].head(3).to_dicts()]
     assert first[0] == second[0] != third[0] and first[1]["value"].startswith("What is 0 ?\n")
     assert "\\boxed{}." in first[1]["value"]
-    assert {revision for *_, revision in calls} == {"a6e72d6e1b912da88af8b2f9eba05d5ea8ec2dd8"}
-    assert [given for _, given, split, _ in calls if split == "testdev"] == [
-        "testdev_balanced_instructions",
-        "testdev_balanced_images",
-    ]
     with pytest.raises(
         UserError, match="splits name the part 'val', but the configs of the source are for train, testdev"
     ):
-        make_items(
-            load_task({"name": "gqa", "splits": {"test": {"size": 3, "part": "val"}}}, ROOT / "config" / "tasks")
-        )
+        make_items(gqa(splits={"test": {"size": 3, "part": "val"}}))
+
+
+def test_joined_tables_of_several_parts(gqa):
+    """A row of each part gets its own part's pictures."""
+    splits = {"select": 4, "confirm": {"start": 4, "size": 4}}
+    spec = gqa(splits={**splits, "test": {"part": "train+testdev", "start": 398, "size": 4}})
+    pictures = {}
+    frames = make_items(spec, ROOT, pictures)
+    first, second, third, fourth = [row["messages"][0]["content"] for row in frames["test"].to_dicts()]
+    assert [part[1]["value"].partition(" ?")[0] for part in (first, second, third, fourth)] == [
+        "What is 398", "What is 399", "What is 0", "What is 1",
+    ]  # fmt: skip
+    assert first[0] == second[0] != third[0] == fourth[0]
+
+
+@pytest.mark.parametrize(
+    ("join", "message"),
+    [
+        ({"keys": {"imageId": "id"}}, r"source\.join: the key 'config' is missing"),
+        ({"config": "x", "keys": {}}, r"source\.join\.keys: \{\} was given, expected one column of each table"),
+        ({"config": "x", "keys": {"a": "b", "c": "d"}}, "expected one column of each table"),
+        ({"config": {"train": 3}, "keys": {"a": "b"}}, r"source\.join\.config\.train: 3 was given"),
+        ("images", r"expected config and keys, as in \{config: images"),
+    ],
+)
+def test_mistakes_in_a_join(gqa, join, message):
+    with pytest.raises(UserError, match=message):
+        gqa(source={"join": join})
+
+
+def test_columns_and_rows_that_a_join_lacks(gqa):
+    configs = gqa().source["join"]["config"]
+    with pytest.raises(UserError, match=r"source.join: the column 'picture' is missing from part 'train'.*id, image"):
+        make_items(gqa(source={"join": {"config": configs, "keys": {"imageId": "picture"}}}))
+    with pytest.raises(UserError, match="row 0 of part 'train': 'q0' is not in the joined table"):
+        make_items(gqa(source={"join": {"config": configs, "keys": {"id": "id"}}}))
+
+
+def test_everything_that_is_joined_is_fetched(gqa):
+    source = gqa().source
+    wanted = [*source["config"].values(), *source["join"]["config"].values()]
+    assert _places(source) == [("lmms-lab/GQA", config, source["revision"]) for config in wanted]
+    assert _places({"file": "x.csv"}) == []
+
+
+def test_pictures_of_joined_files_are_part_of_the_identity(task):
+    """Each path starts at the folder of its own table."""
+    import polars as pl
+
+    folder = task.parent
+    lines = (folder / "questions.jsonl").read_text().splitlines(keepends=True)
+    (folder / "more").mkdir()
+    shutil.move(folder / "pictures" / "11.jpg", folder / "more" / "11.jpg")
+    (folder / "questions.jsonl").write_text("".join(lines[:11]))
+    (folder / "more" / "last.jsonl").write_text(lines[11].replace("pictures/", ""))
+    splits = {name: {**split, "part": "train+last"} for name, split in SIZES.items()}
+    path = task_file(folder, {"file": {"train": "questions.jsonl", "last": "more/last.jsonl"}}, splits)
+    before, (frames, _) = identity(load_task(str(path), ROOT)), made(path)
+    assert pl.concat(frames.values()).height == 12
+    (folder / "more" / "11.jpg").write_bytes(picture((1, 2, 3), kind="JPEG"))
+    assert identity(load_task(str(path), ROOT)) != before
+
+
+def test_task_check_shows_where_pictures_stand(task):
+    out = io.StringIO()
+    check(str(task), [], None, "select-00000", Console(file=out, width=150))
+    (name,) = [
+        part["value"] for part in made(task)[0]["select"]["messages"][0][0]["content"] if part["type"] == "image"
+    ]
+    assert f"[picture {name}]" in out.getvalue() and "What colour is it ?" in out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +250,7 @@ IMAGE, TEXT = {"type": "image", "column": "image"}, {"type": "text", "text": "{q
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "None was given, expected {type: image"),
+        ([], r"content: \[\] was given, expected text, or a list of \{type: image"),
         ([{"type": "image"}], "expected {type: image, column: NAME}"),
         ([{**IMAGE, "text": "x"}], "expected {type: image, column: NAME}"),
         ([{"type": "video", "column": "image"}], "expected {type: image, column: NAME}"),

@@ -258,7 +258,7 @@ def test_names():
     assert scorers.resolve("countdown_paper", "paper").name == "countdown_paper"
     assert scorers.resolve("gsm8k", None).name == "gsm8k"
     assert scorers.resolve("gsm8k", "number").name == "number"
-    with pytest.raises(UserError, match=r"only for countdown, gsm8k"):
+    with pytest.raises(UserError, match=r"only for countdown, gsm8k, .*uspto50k, rocstories"):
         scorers.resolve("number", "paper")
     with pytest.raises(UserError, match=r"'numbr' is unknown.*number, countdown"):
         scorers.get("numbr")

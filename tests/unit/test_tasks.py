@@ -68,7 +68,10 @@ def test_spec_is_cheap_to_import():
 
 @pytest.mark.parametrize("name", [*sorted(path.stem for path in FOLDER.glob("*.yaml")), "reasoning_gym:chain_sum"])
 def test_shipped_tasks_load(name):
-    spec = load_task(name, FOLDER)
+    local = ROOT / "tests" / "data" / "tasks" / f"{name}.jsonl"  # in place of a file that may not be passed on
+    given = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) if ":" not in name else {"source": {}}
+    entry = {"name": name, "source": {"file": str(local)}} if "file" in given["source"] else name
+    spec = load_task(entry, FOLDER)
     assert spec.name == name and spec.label == name.replace(":", "-")
     assert spec.scorer in scorers.SCORERS and tuple(spec.splits) == SPLITS
     json.dumps(identity(spec))
@@ -144,8 +147,8 @@ def test_identity_is_what_changes_items(project):
         ),
         ({"name": "times_table", "max_tokens": True}, "max_tokens: True"),
         ({"name": "times_table", "splits": {"select": 1.5}}, r"splits.select.size: 1.5"),
-        ({"name": "times_table", "splits": {"select": {"start": 3}}}, "unknown key 'start'"),
-        ({"name": "times_table", "splits": {"train": 3}}, "unknown key 'train'"),
+        ({"name": "times_table", "splits": {"select": {"start": 3}}}, "unknown key 'splits.select.start'"),
+        ({"name": "times_table", "splits": {"train": 3}}, "unknown key 'splits.train'"),
         ({"name": "times_table", "splits": 48}, "expected a mapping"),
         ({"name": "times_table", "source": {"hihg": 3}}, "did you mean 'high'"),
         (
@@ -157,8 +160,8 @@ def test_identity_is_what_changes_items(project):
             {"name": "times_table", "source": {"generator": "sums"}},
             "'sums' is unknown; choose one of times_table",
         ),
-        ({"name": "times_table", "label": "a/b"}, "label 'a/b'"),
-        ({"name": "countdown", "source": {"counts": [9]}}, "source.counts: 9 was given.*from 2 to 6"),
+        ({"name": "times_table", "label": "a/b"}, "label: 'a/b'"),
+        ({"name": "countdown", "source": {"counts": [9]}}, "source.counts.0: 9 was given.*from 2 to 6"),
         ({"name": "gsm8k", "source": {"revision": None}}, "source.revision: None.*expected the commit"),
         ({"name": "gsm8k", "source": {"reference_transform": "x"}}, "expected one of after_hashes"),
         ({"name": "gsm8k", "source": {"file": "no.jsonl"}}, "no.jsonl does not exist"),
@@ -182,10 +185,10 @@ def test_mistakes_in_an_entry(entry, message):
         ),
         ({"source": {"file": "words.txt"}}, "does not exist"),
         ({"prompt": "{question}"}, "expected a list of messages"),
-        ({"prompt": [{"role": "robot", "content": "{question}"}]}, "role 'robot'"),
+        ({"prompt": [{"role": "robot", "content": "{question}"}]}, "role: 'robot'"),
         ({"prompt": [{"role": "user", "content": "What?"}]}, "every item would ask the same"),
-        ({"splits": {"select": 3, "confirm": 3}}, "splits.test is missing"),
-        ({"splits": {"select": 3, "confirm": 3, "test": {"start": 6}}}, "splits.test.size: None"),
+        ({"splits": {"select": 3, "confirm": 3}}, "splits: the key 'test' is missing"),
+        ({"splits": {"select": 3, "confirm": 3, "test": {"start": 6}}}, "splits.test: the key 'size' is missing"),
     ],
 )
 def test_mistakes_in_a_yaml(project, changes, message):
@@ -316,6 +319,13 @@ def test_normalised_and_render():
     assert normalised(" What\u00a0is\n\uff12 ? ") == normalised("what is 2 ?")
     template = r"{a} of {{x}} in \boxed{} and {b}"
     assert render(template, {"a": "{b}", "b": [1, 2]}) == r"{b} of {x} in \boxed{} and [1, 2]"
+    for form, shown in (("lines", "u\nv"), ("letters", "A. u\nB. v"), ("numbers", "1. u\n2. v")):
+        assert render(f"x {{a:{form}}} y", {"a": ["u", "v"]}) == f"x {shown} y"
+        with pytest.raises(UserError, match=f"'u' stands in a column that is shown as {form}, expected a list"):
+            render(f"{{a:{form}}}", {"a": "u"})
+    assert render("{a:lines}", {"a": list(range(99))}).count("\n") == 98
+    with pytest.raises(UserError, match="at most 26 elements"):
+        render("{a:letters}", {"a": list(range(27))})
 
 
 # Tables.
@@ -399,20 +409,19 @@ def test_bad_rows_and_files(project):
         identity(spec)
 
 
-def test_no_network_says_what_to_do(monkeypatch):
-    import datasets
+def test_no_network_says_what_to_do(monkeypatch, tmp_path):
+    from huggingface_hub import constants
 
-    def refuse(*_, **__):
-        raise ConnectionError("offline\nmore")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         make_items(load_task("gsm8k", FOLDER))
     message = str(caught.value)
     for part in (
         "openai/gsm8k",
-        "ConnectionError: offline",
+        "LocalEntryNotFoundError: ",
         "HF_HOME",
+        "randopt fetch",
         "train: train.jsonl, test: test.jsonl",
     ):
         assert part in message
@@ -428,28 +437,27 @@ def test_local_files_in_place_of_the_hub(project):
     assert set(identity(spec)["source"]) == {"reference_transform", "sha256"}
 
 
-def test_hub_rows_come_from_the_pinned_revision(project, monkeypatch):
+def test_hub_rows_come_from_the_pinned_revision(tmp_path, monkeypatch):
+    """From the folder of the commit in the Hub's cache, although a newer version was used last."""
     import datasets
+    from huggingface_hub import constants
 
-    calls = []
-
-    def serve(*args, **kwargs):
-        calls.append((args, kwargs))
-        base = 0 if kwargs["split"] == "train" else 10**6
-        rows = [{"question": f"Q{base + n}", "answer": f"#### {n}"} for n in range(1319)]
-        return datasets.Dataset.from_list(rows)
-
-    monkeypatch.setattr(datasets, "load_dataset", serve)
-    frames = tabular.rows(load_task("gsm8k", FOLDER), ROOT)
-    assert {split: len(rows) for split, rows in frames.items()} == {
-        "select": 200,
-        "confirm": 200,
-        "test": 1319,
-    }
-    assert frames["confirm"][0].reference == "200"
-    revision = "e53f048856ff4f594e959d75785d2c2d37b678ee"
-    for part, (args, kwargs) in zip(("train", "test"), calls, strict=True):
-        assert args == ("openai/gsm8k", "main") and kwargs == {"split": part, "revision": revision}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    revision = load_task("gsm8k", FOLDER).source["revision"]
+    for commit, shift in ((revision, 0), ("f" * 40, 7)):
+        folder = tmp_path / "datasets--openai--gsm8k" / "snapshots" / commit / "main"
+        folder.mkdir(parents=True)
+        for part, first in (("train", 0), ("test", 10**6)):
+            rows = [{"question": f"Q{first + n}", "answer": f"#### {n + shift}"} for n in range(1319)]
+            datasets.Dataset.from_list(rows).to_parquet(folder / f"{part}-00000-of-00001.parquet")
+        header = {"configs": [{"config_name": "main", "data_files": [{"split": "train", "path": "main/train-*"}]}]}
+        header["configs"][0]["data_files"].append({"split": "test", "path": "main/test-*"})
+        (folder.parent / "README.md").write_text(f"---\n{yaml.safe_dump(header)}---\n")
+    made = tabular.rows(load_task("gsm8k", FOLDER), ROOT)
+    assert {split: len(rows) for split, rows in made.items()} == {"select": 200, "confirm": 200, "test": 1319}
+    assert made["confirm"][0].reference == "200" and made["test"][5].fields == {"question": "Q1000005"}
 
 
 # reasoning-gym.

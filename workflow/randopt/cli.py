@@ -15,6 +15,7 @@ import typer
 
 from randopt.errors import UserError
 
+task_app = typer.Typer(no_args_is_help=True, help="Look at a task before a GPU does.")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,6 +33,8 @@ STEPS = "Steps of the workflow"
 
 SNAKEMAKE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.add_typer(task_app, name="task", rich_help_panel=PEOPLE)
+
 ExperimentOrFile = Annotated[str, typer.Argument(help="Name of an experiment, or its config file.")]
 ExperimentName = Annotated[str, typer.Argument(help="Name of the experiment (the config's `experiment`).")]
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, results/MODEL/TASK/RUN_ID (with its race).")]
@@ -39,7 +42,7 @@ Stage = Annotated[str, typer.Argument(help="search, controls-t0.7, random or n00
 ShardName = Annotated[str, typer.Argument(help="Inclusive row range, as in 00000-00063.")]
 Candidates = Annotated[int, typer.Argument(help="N, the prefix of the plan.")]
 Controls = Annotated[str, typer.Option(help="Stage of the controls, as in controls-t0.7.")]
-ScorerName = Annotated[str, typer.Option(help="Name of the scorer.")]
+ScorerName = Annotated[str, typer.Option(help="The scorer, as a task names it: a name, or JSON with its options.")]
 SandboxMode = Annotated[str, typer.Option(help="How models' programs are kept in: bubblewrap, or the weaker limits.")]
 TopK = Annotated[str, typer.Option(help="Ensemble sizes, separated by commas.")]
 
@@ -153,9 +156,12 @@ def rescore(
     from rich.console import Console
 
     from randopt import rescore as comparing
+    from randopt import sandbox as sandboxes
     from randopt.find import find_config, started
 
-    found = comparing.rescore(started(experiment), scorer, old, examples)
+    loaded = started(experiment)
+    sandboxes.use(loaded.config["scoring"]["sandbox"])
+    found = comparing.rescore(loaded, scorer, old, examples)
     console = Console()
     console = console if console.is_terminal else Console(width=140)  # as in show
     console.print(comparing.render(found, find_config(experiment)), soft_wrap=False)
@@ -178,6 +184,50 @@ def judge(
 
     sandboxes.use(sandbox)
     judge_lines(task, scorer, sys.stdin, sys.stdout)
+
+
+@task_app.command("check")
+def task_check(
+    task: Annotated[str, typer.Argument(help="A task file, or a task's name as in the configuration.")],
+    answer: Annotated[list[str] | None, typer.Option(help="An answer to judge; may be given several times.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Answers to judge, JSON lines {response} or {response, item}.")
+    ] = None,
+    item: Annotated[str, typer.Option(help="The item that answers are held against.")] = "select-00000",
+    sandbox: SandboxMode = "bubblewrap",
+) -> None:
+    """Show a task's prompts, its splits and how answers would be judged, and every mistake in it, with its line.
+
+    Example: randopt task check config/tasks/capitals.yaml --answer Paris --answer "It is Rome."
+    """
+    from rich.console import Console
+
+    from randopt import sandbox as sandboxes
+    from randopt.tasks.check import check
+
+    sandboxes.use(sandbox)
+    console = Console()
+    check(task, answer or [], answers, item, console if console.is_terminal else Console(width=140))  # as in show
+
+
+@app.command(rich_help_panel=PEOPLE)
+def fetch(experiment: ExperimentOrFile) -> None:
+    """Fetch all that an experiment needs from the Hugging Face Hub, so that compute nodes need no network.
+
+    Example: randopt fetch config/mine.yaml
+
+    Run it where there is internet, with the HF_HOME that the nodes see. What is there already is not fetched again.
+    """
+    from randopt.fetch import cache_folder
+    from randopt.fetch import fetch as fetch_all
+    from randopt.find import planned
+
+    found = False
+    for done in fetch_all(planned(experiment)):
+        found = True
+        news = f"fetched {done.fetched / 1e6:,.1f} MB" if done.fetched else "was there already"
+        typer.echo(f"{done.what}: {news}; {done.size / 1e6:,.1f} MB in all")
+    typer.echo(f"all of it lies in {cache_folder()}" if found else "nothing of it comes from the Hub.")
 
 
 @app.command(rich_help_panel=PEOPLE)

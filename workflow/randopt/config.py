@@ -3,8 +3,6 @@
 Imported whenever the Snakefile is parsed, so nothing heavy may be imported here.
 """
 
-import copy
-import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +10,15 @@ from typing import Any
 
 import yaml
 
-from randopt import layout
+from randopt import layout, schema
 from randopt.errors import UserError
 
 SHARD_SIZE = 64  # where neither search.shard_size nor search.shard_minutes is given
-SCHEMA_PATH = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
 
 
 def load_schema() -> dict[str, Any]:
     """The JSON schema, which is also the documentation of every key."""
-    return yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
+    return schema.load("config")
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -42,12 +39,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError that lists every mistake, each with its key, its value and the remedy.
     """
-    schema = load_schema()
+    rules = load_schema()
     resolved = _plain(config)
     _read_off(resolved)
-    mistakes = _schema_mistakes(resolved, schema)
+    mistakes = [str(mistake) for mistake in schema.mistakes(resolved, rules, "the configuration")]
     if not mistakes:
-        _fill_defaults(resolved, schema)
+        schema.fill_defaults(resolved, rules)
         search = resolved["search"]
         if "shard_minutes" not in search:
             search.setdefault("shard_size", SHARD_SIZE)
@@ -73,56 +70,6 @@ def _read_off(config: Any) -> None:
     race = config.get("search", {}).get("race") if isinstance(config.get("search"), dict) else None
     if isinstance(race, dict) and race.get("mode") is False:
         race["mode"] = "off"
-
-
-def _fill_defaults(value: Any, schema: Mapping[str, Any]) -> None:
-    """Fill in the defaults of `schema`, in place, at every depth."""
-    if isinstance(value, dict):
-        for key, child in schema.get("properties", {}).items():
-            if "default" in child:
-                value.setdefault(key, copy.deepcopy(child["default"]))
-            if key in value:
-                _fill_defaults(value[key], child)
-    elif isinstance(value, list) and "items" in schema:
-        for element in value:
-            _fill_defaults(element, schema["items"])
-
-
-def _schema_mistakes(config: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    import jsonschema  # 0.1 s: only where a configuration is really checked
-
-    validator = jsonschema.Draft202012Validator(schema)
-    errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.absolute_path)))
-    return [mistake for error in errors for mistake in _explain(error)]
-
-
-def _explain(error: Any) -> list[str]:
-    """Schema errors in a user's words: the key, what was given, what is expected."""
-    key = ".".join(str(part) for part in error.absolute_path) or "the configuration"
-    if error.validator == "additionalProperties":
-        known = sorted(error.schema["properties"])
-        unknown = [name for name in error.instance if name not in known]
-        lines = []
-        for name in unknown:
-            full = name if key == "the configuration" else f"{key}.{name}"
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
-            lines.append(f"unknown key {full!r} (value {error.instance[name]!r}): {hint}")
-        return lines
-    if error.validator == "required":
-        missing = [name for name in error.validator_value if name not in error.instance]
-        return [f"{key}: the key {name!r} is missing; add it." for name in missing]
-    expected = {
-        "enum": lambda: f"one of {', '.join(map(str, error.validator_value))}",
-        "type": lambda: f"of type {error.validator_value}",
-        "minimum": lambda: f"at least {error.validator_value}",
-        "exclusiveMinimum": lambda: f"greater than {error.validator_value}",
-        "exclusiveMaximum": lambda: f"less than {error.validator_value}",
-        "minItems": lambda: f"a list with at least {error.validator_value} element(s)",
-        "pattern": lambda: f"text of the form {error.validator_value}",
-    }.get(error.validator, lambda: error.message)()
-    about = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
-    return [f"{key}: {error.instance!r} was given, expected {expected}. {about}".strip()]
 
 
 def _cross_field_mistakes(config: dict[str, Any]) -> list[str]:

@@ -32,7 +32,8 @@ What may be changed without losing work, and what it costs:
 | `search.shard_size` | refused once a run's search is planned, since it names the files |
 | `search.shard_minutes` | nothing: the size that a run's search was planned with stays |
 
-Tasks are described in `config/tasks/`; `times_table.yaml` explains every key of a task file.
+Tasks are described in `config/tasks/`; `times_table.yaml` explains every key of a task file, and
+[docs/own-task.md](../docs/own-task.md) makes one from a CSV file.
 """
 
 

@@ -5,6 +5,7 @@ Imported whenever the Snakefile is parsed: pure Python, no table and no weight i
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from randopt.files import write_text_atomic
 from randopt.models import source as model_source
 from randopt.models.vision import TOWER
 from randopt.noise import NOISE_VERSION
+from randopt.tasks import scorers
 from randopt.tasks import spec as task_spec
-from randopt.tasks.scorers import SCORERS, judges
 
 RACE_RULE = 1  # raise it when randopt.race stops other candidates than before
 
@@ -52,15 +53,20 @@ class Run:
         """The run's folder."""
         return layout.RESULTS / self.name
 
+    @cached_property
+    def scorer(self) -> scorers.Scorer:
+        """The task's scorer."""
+        return scorers.get(self.task.scorer)
+
     @property
     def scores(self) -> str:
         """Folder of the task's scorer, name and version, in each stage."""
-        return layout.scores(self.task.scorer, SCORERS[self.task.scorer].version)
+        return layout.scores(self.scorer.name, self.scorer.version)
 
     @property
     def verdicts(self) -> list[str]:
         """Folders of all scores that each stage has: the task's scorer's, and those of its twin if there is one."""
-        return [layout.scores(scorer.name, scorer.version) for scorer in judges(self.task.scorer)]
+        return [layout.scores(scorer.name, scorer.version) for scorer in scorers.judges(self.task.scorer)]
 
     def rows(self, stage: str) -> int:
         """Requests of a stage. Controls: the base, its σ = 0 double, and K max samples."""
@@ -220,7 +226,7 @@ def _race(config: Mapping[str, Any], task: task_spec.TaskSpec) -> dict[str, Any]
     race = config["search"]["race"]
     if race["mode"] == "off":
         return None
-    scorer = SCORERS[task.scorer]
+    scorer = scorers.get(task.scorer)
     if scorer.sandboxed:
         raise UserError(
             f"search.race.mode: {race['mode']} was given, but the scorer {scorer.name} of {task.label} judges in "
@@ -229,7 +235,7 @@ def _race(config: Mapping[str, Any], task: task_spec.TaskSpec) -> dict[str, Any]
     found = {name: race[name] for name in ("mode", "pilot", "keep")}
     if race["mode"] == "confident":
         found["delta"] = race["delta"]
-    return {**found, "rule": RACE_RULE, "scorer": scorer.name, "scorer_version": scorer.version}
+    return {**found, "rule": RACE_RULE, "scorer": task.scorer, "scorer_version": scorer.version}
 
 
 def _shard_size(search: Mapping[str, Any], expected: speed.Speed, items: int, folder: Path) -> int:

@@ -74,18 +74,20 @@ def load(folder: Path, name: str) -> Image:
 def files_digest(tables: Mapping[str, str], columns: Sequence[str], rows: Mapping[str, Sequence[range]]) -> str | None:
     """SHA-256 over the picture files that rows of local tables name, in order; None when they name none.
 
-    tables: part -> path of its table; rows: part -> the rows in use. Pictures inside of a Parquet file are covered by
-    the hash of that file. What cannot be read here is left to `tabular`, which says what is wrong.
+    tables: part -> path of its table; rows: part, or several joined by +, -> the rows in use. Pictures inside of a
+    Parquet file are covered by the hash of that file; where one is joined, all rows of the other files count. What
+    cannot be read here is left to `tabular`, which says what is wrong.
     """
     total, found = hashlib.sha256(), False
-    for part, ranges in rows.items():
-        path = Path(tables.get(part, ""))
-        if path.suffix not in (".jsonl", ".json", ".csv"):
-            continue
-        records = _records(path)
-        for index in (index for wanted in ranges for index in wanted if index < len(records)):
+    for joined, ranges in rows.items():
+        paths = [Path(tables.get(part, "")) for part in joined.split("+")]
+        texts = [path for path in paths if path.suffix in (".jsonl", ".json", ".csv")]
+        records = [(path, record) for path in texts for record in _records(path)]
+        used = ranges if texts == paths else [range(len(records))]
+        for index in (index for wanted in used for index in wanted if index < len(records)):
+            path, record = records[index]
             for column in columns:
-                name = records[index].get(column) if isinstance(records[index], Mapping) else None
+                name = record.get(column) if isinstance(record, Mapping) else None
                 if isinstance(name, str) and name:
                     found = True
                     total.update(hashlib.sha256(_file(name, path.parent, f"{path}: row {index}").read_bytes()).digest())

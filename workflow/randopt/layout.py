@@ -149,7 +149,7 @@ def parse_shard(name: str) -> Shard:
 
 
 def scores(name: str, version: int) -> str:
-    """Folder of one scorer version's scores in a stage, as in scores/number-v1.
+    """Folder of one scorer version's scores in a stage, as in scores/number-v1 or scores/regex-1a2b3c-v1.
 
     The version is in the path, so that a new one is a missing file (Snakemake overlooks a changed param behind
     an ancient input) and old verdicts stay for comparison.

@@ -27,7 +27,6 @@ from randopt.files import last_words
 from randopt.items import read_items, references
 from randopt.requests import Request
 from randopt.score import check_scored, judge_all
-from randopt.tasks.scorers import get
 
 STALE_SECONDS = 600.0  # a shard on another host that has said nothing for so long counts as lost
 SHOWN = 12  # running and failed shards that are listed one by one; --shards lists all
@@ -171,6 +170,8 @@ class BestSoFar:
                 elif scores.exists():
                     self._means[scores] = _best_of(scores)
                     found.append(self._means[scores])
+                elif self.run.scorer.runs_programs:
+                    continue  # models' programs run in jobs, not where somebody looks on
                 elif path.exists():
                     found.append(self._score(path))
                 else:
@@ -188,7 +189,7 @@ class BestSoFar:
         if path not in self._seen:
             texts = tables.read(path, tables.COMPLETIONS, ["request_id", "item_id", "text", "finish_reason"])
             items = read_items(self.run.task_id, layout.stage_splits("search"))
-            verdicts = judge_all(get(self.run.task.scorer), texts, references(items))
+            verdicts = judge_all(self.run.scorer, texts, references(items))
             scored = texts.with_columns(reward=pl.Series([v.reward for v in verdicts], dtype=pl.Float64))
             best = scored.group_by("request_id").agg(pl.col("reward").mean()).sort("reward", "request_id").row(-1)
             self._seen[path] = (best[1], best[0])

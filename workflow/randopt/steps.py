@@ -47,16 +47,18 @@ def gather_block_step(run_folder: Path, rows: layout.Shard, scorer: str) -> None
 def _gather(run_folder: Path, rows: layout.Shard, scorer: str) -> pl.DataFrame:
     begin, first = rows
     run = load_run(run_folder)
+    judge = get(scorer)
+    scores = layout.scores(judge.name, judge.version)
     shards = [shard for shard in _shards(run_folder, "search", first) if shard[1] > begin]
     return gather(
         layout.requests_file(run_folder, "search"),
-        [layout.shard_file(run_folder, "search", _scores(scorer), shard) for shard in shards],
+        [layout.shard_file(run_folder, "search", scores, shard) for shard in shards],
         [layout.shard_file(run_folder, "search", "completions", shard) for shard in shards],
         run["run_id"],
         first,
         begin=begin,
         race=layout.stage_race(run, "search"),
-        scorer=(scorer, get(scorer).version),
+        scorer=(judge.name, judge.version),
         items=_item_ids(run_folder, "search"),
     )
 
@@ -131,7 +133,7 @@ def metrics_step(
         confidence=confidence,
         resamples=bootstrap,
         seed=seed,
-        **judged(first.name),
+        **judged(first.name if twins else scorer),
     )
     tables.write(frame, tables.METRICS, folder / "metrics.parquet", run_id=run_id)
 
@@ -221,7 +223,8 @@ def _shards(run_folder: Path, stage: str, first: int | None = None) -> list[layo
 
 
 def _scores(scorer: str) -> str:
-    return layout.scores(scorer, get(scorer).version)
+    found = get(scorer)
+    return layout.scores(found.name, found.version)
 
 
 def _item_ids(run_folder: Path, stage: str) -> list[str]:

@@ -50,7 +50,7 @@ def run_of(wildcards):
 
 def runs_programs():
     """Whether a scorer of this experiment runs models' programs."""
-    return any(SCORERS[run.task.scorer].runs_programs for run in EXPERIMENT.runs)
+    return any(run.scorer.runs_programs for run in EXPERIMENT.runs)
 
 
 def shard_files(run, stage, table, rows=None):

@@ -2,7 +2,7 @@
 
 # A shard is judged in a second where the scorer is plain Python; a cluster job would wait and start for longer.
 # Scorers that run other people's code in processes of their own do that on a compute node.
-if not any(SCORERS[run.task.scorer].sandboxed for run in EXPERIMENT.runs):
+if not any(run.scorer.sandboxed for run in EXPERIMENT.runs):
 
     localrules:
         score,
@@ -27,9 +27,11 @@ rule score:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        scorer=lambda wc: run_of(wc).task.scorer,
     shell:
         "randopt score results/{wildcards.run:q} {wildcards.stage:q} {wildcards.shard}"
-        " --scorer {wildcards.scorer:q} 2> >(keep_log {log:q})"
+        " --scorer {params.scorer:q} 2> >(keep_log {log:q})"
 
 
 # A scorer and its paper-compatible twin judge in one job. A rule for each such pair: their versions are independent,

@@ -36,8 +36,10 @@ rule gather_block:
         "logs/gather_block/{run}/{scorer}-v{version}/{shard}.log",
     conda:
         "../../envs/randopt.yaml"
+    params:
+        scorer=lambda wc: run_of(wc).task.scorer,
     shell:
-        "randopt gather-block results/{wildcards.run:q} {wildcards.shard} --scorer {wildcards.scorer:q}"
+        "randopt gather-block results/{wildcards.run:q} {wildcards.shard} --scorer {params.scorer:q}"
         " 2> >(keep_log {log:q})"
 
 

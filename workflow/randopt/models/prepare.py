@@ -56,7 +56,7 @@ def prepare(source: Source, dtype: str, root: Path, out: Path) -> None:
         folder = _convert_gguf(source, dtype, out.parent / "checkpoint")
         recorded = "checkpoint"
     else:
-        folder = _hub_snapshot(source) if source.kind == "hf" else (root / source.location).resolve()
+        folder = hub_snapshot(source) if source.kind == "hf" else (root / source.location).resolve()
         recorded = str(folder)
     checkpoint.refuse_quantised(folder)
     table = checkpoint.tensor_table(folder)
@@ -128,7 +128,8 @@ def _remedy(manifest: Manifest) -> str:
     return f"To make it again, remove {manifest.path} and run again."
 
 
-def _hub_snapshot(source: Source) -> Path:
+def hub_snapshot(source: Source) -> Path:
+    """The folder of a Hub model in the Hub's cache, fetched unless it is whole there; UserError otherwise."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -1,23 +1,25 @@
 """From a task to its items: prompts filled in, splits checked to be disjoint."""
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from randopt.canonical import canonical_json
-from randopt.errors import UserError
+from randopt.errors import Mistake, Mistakes, UserError
 from randopt.images import Image
 from randopt.tables import IMAGE_ITEMS, ITEMS
 from randopt.tasks import countdown, reasoning_gym_source, scorers, tabular, times_table
 from randopt.tasks.row import Row
-from randopt.tasks.spec import SPLITS, TaskSpec, image_columns, parts
+from randopt.tasks.spec import FORMATS, SPLITS, TaskSpec, image_columns, parts
 
 _GENERATORS = {"times_table": times_table.rows, "countdown": countdown.rows}
-_PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)(:lines)?\}")
+_PIECE = re.compile(rf"\{{\{{|\}}\}}|\{{([A-Za-z_]\w*)(?::({'|'.join(FORMATS)}))?\}}")
 
 
 def make_items(
@@ -27,18 +29,21 @@ def make_items(
 
     `images`, if given, receives the pictures that the items name, by name. A pure function of `identity(spec)`.
     `root`, the project's root, is where a relative source.path starts; those that `load_task` found are absolute.
-    Raises UserError when the source fails, or when a problem is in two splits or twice in one.
+    Raises UserError when the source fails, when a problem is in two splits or twice in one, or for a reference that
+    the task's scorer cannot use: before a model answers, not after.
     """
-    made = _rows(spec, Path(root or ""))
+    made = rows(spec, Path(root or ""))
     check_disjoint(spec.name, made)
-    _check_references(spec, made)
+    for mistake in reference_mistakes(scorers.get(spec.scorer), made):
+        raise Mistakes(f"task {spec.name}", [mistake])
     if images is not None:
-        found = [field for rows in made.values() for row in rows for field in row.fields.values()]
+        found = [field for split in made.values() for row in split for field in row.fields.values()]
         images |= {field.name: field for field in found if isinstance(field, Image)}
     return {split: _frame(spec, split, made[split]) for split in SPLITS}
 
 
-def _rows(spec: TaskSpec, root: Path) -> dict[str, list[Row]]:
+def rows(spec: TaskSpec, root: Path) -> dict[str, list[Row]]:
+    """The rows of each split, as the source makes them; UserError when it fails."""
     sizes = {split: spec.splits[split]["size"] for split in SPLITS}
     if "generator" in spec.source:
         return _GENERATORS[spec.source["generator"]](spec.source, sizes)
@@ -71,15 +76,15 @@ def check_disjoint(name: str, made: Mapping[str, list[Row]]) -> None:
         )
 
 
-def _check_references(spec: TaskSpec, made: Mapping[str, list[Row]]) -> None:
-    """Raise UserError for a reference that the task's scorer cannot use: before a model answers, not after."""
-    scorer = scorers.get(spec.scorer)
-    for split, rows in made.items():
-        for index, row in enumerate(rows):
-            try:
-                scorer.score("", row.reference)
-            except UserError as error:
-                raise UserError(f"task {spec.name}: {item_id(split, index)}: {error}") from error
+def reference_mistakes(scorer: scorers.Scorer, made: Mapping[str, list[Row]]) -> Iterator[Mistake]:
+    """References that the scorer cannot use, each tried with an empty answer; rows without fields are none."""
+    for split, found in made.items():
+        for index, row in enumerate(found):
+            if row.fields:
+                try:
+                    scorer.score("", row.reference)
+                except UserError as error:
+                    yield Mistake(f"{item_id(split, index)}: {error}", ("scorer",))
 
 
 def item_id(split: str, index: int) -> str:
@@ -90,7 +95,7 @@ def item_id(split: str, index: int) -> str:
 def render(template: str, fields: Mapping[str, Any]) -> str:
     """The template with {column} replaced; {{ and }} are plain braces, and so is any other brace.
 
-    {column:lines} is a list with one element per line; UserError when the column is no list.
+    A column that holds a list is JSON, or with one of FORMATS, as in {column:lines}, a line for each of its elements.
     Not str.format: it would evaluate {a.__class__}, and choke on LaTeX.
     """
 
@@ -99,14 +104,37 @@ def render(template: str, fields: Mapping[str, Any]) -> str:
             return match[0][0]
         value = fields[match[1]]
         if match[2]:
-            if not isinstance(value, list):
-                raise UserError(
-                    f"prompt: {match[0]} was given, but {match[1]} is {value!r}, no list; leave :lines out."
-                )
-            return "\n".join(map(str, value))
+            return _lines(value, match[2])
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
 
     return _PIECE.sub(piece, template)
+
+
+def _lines(values: Any, form: str) -> str:
+    """A line for each element of a list, after "A. " (at most 26), "1. " or nothing; UserError for anything else."""
+    most = len(string.ascii_uppercase) if form == "letters" else None
+    if not isinstance(values, list) or (most and len(values) > most):
+        raise UserError(
+            f"prompt: {str(values)[:80]!r} stands in a column that is shown as {form}, expected a list"
+            f"{f' of at most {most} elements' if most else ''}; choose another column, or name it without `:{form}`."
+        )
+    marks: Mapping[str, Iterable[str]] = {
+        "lines": itertools.repeat(""),
+        "letters": (f"{letter}. " for letter in string.ascii_uppercase),
+        "numbers": (f"{number}. " for number in itertools.count(1)),
+    }
+    return "\n".join(f"{mark}{value}" for mark, value in zip(marks[form], values, strict=False))
+
+
+def messages(spec: TaskSpec, row: Row) -> list[dict[str, Any]]:
+    """The task's prompt for one row: contents are texts, where it shows pictures lists of {type, value}."""
+    shown = image_columns(spec.prompt)
+
+    def content(message: Mapping[str, Any]) -> Any:
+        filled = [_part(part, row.fields) for part in parts(message)]
+        return filled if shown else "".join(part["value"] for part in filled)
+
+    return [{"role": message["role"], "content": content(message)} for message in spec.prompt]
 
 
 def _part(part: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, str]:
@@ -115,18 +143,13 @@ def _part(part: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _frame(spec: TaskSpec, split: str, rows: list[Row]) -> pl.DataFrame:
-    images = image_columns(spec.prompt)
-
-    def content(message: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-        return [_part(part, fields) for part in parts(message)] if images else render(message["content"], fields)
-
     return pl.DataFrame(
         {
             "item_id": [item_id(split, index) for index in range(len(rows))],
-            "messages": [[{"role": m["role"], "content": content(m, row.fields)} for m in spec.prompt] for row in rows],
+            "messages": [messages(spec, row) for row in rows],
             "reference": [canonical_json(row.reference) for row in rows],
             "content_hash": [row.content_hash for row in rows],
             "meta": [canonical_json(row.meta) for row in rows],
         },
-        schema=(IMAGE_ITEMS if images else ITEMS).schema,
+        schema=(IMAGE_ITEMS if image_columns(spec.prompt) else ITEMS).schema,
     )

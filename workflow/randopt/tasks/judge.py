@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from randopt.errors import UserError
 from randopt.tasks import scorers
-from randopt.tasks.spec import TaskSpec, load_task
+from randopt.tasks.spec import TaskSpec, read, scorer_text
 
 _TASKS = Path("config/tasks")
 
@@ -20,17 +20,21 @@ def judge(task: str | TaskSpec, scorer: str | None, lines_in: Iterable[str], out
     scorer: None is the task's own, "paper" its paper-compatible twin, else a scorer's name.
     Blank lines are skipped. Raises UserError with the line's number for anything that is no such line.
     """
-    if isinstance(task, str):
-        task = load_task(task, _TASKS if _TASKS.is_dir() else Path(__file__).resolve().parents[3] / _TASKS)
-    chosen = scorers.resolve(task.scorer, scorer)
+    source: Any
+    if isinstance(task, str):  # only its scorer is needed, its items may be elsewhere
+        draft = read(task, tasks_folder())
+        source, default = draft.keys.get("source", {}), scorer_text(draft.keys.get("scorer", ""), draft.folders)
+    else:
+        source, default = task.source, task.scorer
+    chosen = scorers.resolve(default, scorer)
     for number, line in enumerate(lines_in, 1):
         if not line.strip():
             continue
         response, reference = _parse(line, number)
-        if "reasoning_gym" in task.source and isinstance(reference, dict):
+        if "reasoning_gym" in source and isinstance(reference, dict):
             reference = {
-                "dataset": task.source["reasoning_gym"],
-                "params": task.source["params"],
+                "dataset": source["reasoning_gym"],
+                "params": source.get("params", {}),
                 **reference,
             }
         try:
@@ -38,6 +42,11 @@ def judge(task: str | TaskSpec, scorer: str | None, lines_in: Iterable[str], out
         except UserError as error:
             raise UserError(f"line {number}: {error}") from error
         print(json.dumps(verdict._asdict()), file=out)
+
+
+def tasks_folder() -> Path:
+    """config/tasks of the current folder, else of the checkout that this package lies in."""
+    return _TASKS if _TASKS.is_dir() else Path(__file__).resolve().parents[3] / _TASKS
 
 
 def _parse(line: str, number: int) -> tuple[str, Any]:

@@ -7,37 +7,26 @@ import difflib
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from randopt import images
-from randopt.errors import UserError
+from randopt import images, schema
+from randopt.canonical import canonical_json
+from randopt.errors import Mistake, Mistakes, UserError
 from randopt.tasks import scorers, times_table
 
 SPLITS = ("select", "confirm", "test")
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 REFERENCE_TRANSFORMS = ("after_hashes",)
+FORMATS = ("lines", "letters", "numbers")  # how a prompt may show a column that holds a list: {column:lines}
 
-# Generators: what their prompts may name, and their parameters with defaults.
-GENERATORS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
-    "times_table": (frozenset({"a", "b"}), {"seed": 1, "low": 2, "high": 12, "smaller_high": 10**6}),
-    "countdown": (
-        frozenset({"numbers", "target"}),
-        {"seed": 1, "counts": [3, 4], "low": 1, "high": 99, "target_low": 10, "target_high": 100},
-    ),
-}
-_KIND_KEYS = {  # keys of a source beside the one that names its kind
-    "reasoning_gym": {"seed", "params"},
-    "hub": {"config", "revision", "join", "reference_transform"},
-    "file": {"reference_transform"},
-}
-_KINDS = ("generator", *_KIND_KEYS)
-_TASK_KEYS = {"label", "version", "source", "prompt", "reference", "splits", "max_tokens", "scorer"}
-_OVERRIDES = {"name", "label", "source", "splits", "max_tokens", "scorer"}
+_KINDS = ("generator", "reasoning_gym", "hub", "file")
+_GENERATORS = {"times_table": {"a", "b"}, "countdown": {"numbers", "target"}}  # and what their prompts may name
+_FIELDS = {**_GENERATORS, "reasoning_gym": {"question"}}
 
 _REASONING_GYM = {
     "version": 1,
@@ -67,7 +56,19 @@ class TaskSpec:
     reference: str | list[str] | None  # column(s) the answer is in; None where the source makes it
     splits: dict[str, dict[str, Any]]  # select, confirm, test: size, and part and start for tables
     max_tokens: int  # new tokens per completion
-    scorer: str  # a name in scorers.SCORERS
+    scorer: str  # what scorers.get understands: a name, JSON with options, or PATH.py:function
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A task as it was found, before it is checked."""
+
+    name: str
+    where: str  # the file, or what stands for it in messages
+    folders: tuple[Path, ...]  # where relative paths start
+    keys: dict[str, Any]  # with the entry's overrides on top
+    overrides: Mapping[str, Any]
+    text: str  # of the file
 
 
 def load_task(entry: str | Mapping[str, Any], folder: Path) -> TaskSpec:
@@ -75,50 +76,103 @@ def load_task(entry: str | Mapping[str, Any], folder: Path) -> TaskSpec:
 
     entry: the name of a YAML file in `folder` (config/tasks), the path of one, "reasoning_gym:DATASET",
     or a mapping with `name` and overrides of label, source parameters, split sizes, max_tokens, scorer.
-    Raises UserError naming the file or key, the value and the remedy.
+    Raises UserError naming the file, and every wrong key with its line, its value and the remedy.
     """
+    return check(read(entry, folder))
+
+
+def read(entry: str | Mapping[str, Any], folder: Path) -> Draft:
+    """Find and read the task, and put the entry's overrides on top; UserError when there is no such mapping."""
     folder = Path(folder)
     overrides = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(overrides, Mapping) or not isinstance(overrides.get("name"), str):
         raise UserError(f"tasks: {entry!r} was given, expected a task's name or a mapping with the key `name`.")
     name = overrides["name"]
-    _refuse_unknown(overrides, _OVERRIDES, f"tasks: {name}")
+    if found := schema.mistakes(dict(overrides), schema.load("task")["$defs"]["entry"], "the entry"):
+        raise Mistakes(f"tasks: {name}", found)
     if name.startswith("reasoning_gym:"):
-        where, base = f"task {name}", folder
-        found = {
-            **_REASONING_GYM,
-            "source": {"reasoning_gym": name.partition(":")[2], "seed": 1, "params": {}},
-        }
+        where, base, text = f"task {name}", folder, ""
+        keys = {**_REASONING_GYM, "source": {"reasoning_gym": name.partition(":")[2], "seed": 1, "params": {}}}
         label = name.replace(":", "-")
     else:
         path = _find(name, folder)
         where, base, label = str(path), path.parent, path.stem
-        found = _read(path)
-    _refuse_unknown(found, _TASK_KEYS, where)
-    found = {"label": label, "reference": None, **found}
-    for key in sorted(_TASK_KEYS - found.keys()):
-        raise UserError(f"{where}: the key {key!r} is missing; add it (config/tasks/times_table.yaml explains it).")
-    found = _overridden(found, overrides)
-    source = _source(found["source"], where, (base, folder.parent.parent))
-    tabular = "hub" in source or "file" in source
-    spec = TaskSpec(
-        name=name,
-        label=_text(found["label"], f"{where}: label"),
-        version=_integer(found["version"], f"{where}: version"),
+        keys, text = _read(path)
+    keys = _overridden({"label": label, **keys}, overrides)
+    return Draft(name, where, (base, folder.parent.parent), keys, overrides, text)
+
+
+def check(draft: Draft) -> TaskSpec:
+    """The task, every default filled in; Mistakes lists all that is wrong, with lines of the file."""
+    keys = {**draft.keys}
+    if isinstance(keys.get("splits"), Mapping):
+        keys["splits"] = {
+            split: dict(given) if isinstance(given, Mapping) else {"size": given}
+            for split, given in keys["splits"].items()
+        }
+    if isinstance(keys.get("source"), Mapping):
+        keys["source"] = dict(keys["source"])
+    rules = schema.load("task")
+    found = list(_put_kind(rules, keys))
+    schema.fill_defaults(keys, rules)
+    found += schema.mistakes(keys, rules, draft.where)
+    wrong = {mistake.path[0] for mistake in found if mistake.path}
+    sound = {key: value for key, value in keys.items() if key not in wrong}
+    scorer = ""
+    if "source" in sound:
+        found += _source_mistakes(sound["source"], draft.folders)
+        found += _spanning_mistakes(sound)
+    if "scorer" in sound:
+        try:
+            scorer = scorer_text(sound["scorer"], draft.folders)
+            scorers.get(scorer)
+        except UserError as error:
+            found.append(Mistake(str(error), ("scorer",)))
+    if found:
+        raise Mistakes(draft.where, with_lines(found, draft))
+    source = keys["source"]
+    if "file" in source:
+        source["path"] = {part: str(path) for part, path in _paths(source["file"], draft.folders)}
+    return TaskSpec(
+        name=draft.name,
+        label=keys["label"],
+        version=keys["version"],
         source=source,
-        prompt=_prompt(found["prompt"], where, _fields(source)),
-        reference=_reference(found["reference"], where, tabular),
-        splits=_splits(found["splits"], where, tabular),
-        max_tokens=_integer(found["max_tokens"], f"{where}: max_tokens"),
-        scorer=_text(found["scorer"], f"{where}: scorer"),
+        prompt=[dict(message) for message in keys["prompt"]],
+        reference=keys["reference"],
+        splits={split: keys["splits"][split] for split in SPLITS},
+        max_tokens=keys["max_tokens"],
+        scorer=scorer,
     )
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", spec.label):
-        raise UserError(f"{where}: label {spec.label!r} was given, expected letters, digits, _ . -: it names a folder.")
-    if source.get("generator") == "times_table":
-        times_table.problems(source, {split: part["size"] for split, part in spec.splits.items()})
-    if spec.scorer not in scorers.SCORERS:
-        raise UserError(f"{where}: scorer {spec.scorer!r} is unknown; choose one of {', '.join(scorers.SCORERS)}.")
-    return spec
+
+
+def with_lines(mistakes: list[Mistake], draft: Draft) -> list[Mistake]:
+    """The mistakes with the lines of the task's file; what the configuration overrides has none there."""
+
+    def line(path: tuple[str | int, ...]) -> int | None:
+        given: Any = draft.overrides
+        for key in path:
+            given = given.get(key) if isinstance(given, Mapping) else None
+        return schema.line_of(draft.text, path) if given is None else None
+
+    return [Mistake(mistake.text, mistake.path, line(mistake.path)) for mistake in mistakes]
+
+
+def scorer_text(given: str | Mapping[str, Any], folders: tuple[Path, ...]) -> str:
+    """A task's `scorer` as `scorers.get` takes it; the path of file.py:function starts at one of `folders`."""
+    if not isinstance(given, str):
+        try:
+            return canonical_json(given)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"scorer: {given!r} was given, expected text, numbers and lists ({error}).") from error
+    if not scorers.own.is_own(given):
+        return given
+    name, _, function = given.rpartition(":")
+    tried = [(folder / name).resolve() for folder in folders]
+    path = next((path for path in tried if path.is_file()), None)
+    if path is None:
+        raise UserError(f"scorer: the file of {given} does not exist (looked for {_listing(tried)}); mend the path.")
+    return f"{path}:{function}"
 
 
 def identity(spec: TaskSpec) -> dict[str, Any]:
@@ -146,6 +200,11 @@ def identity(spec: TaskSpec) -> dict[str, Any]:
     }
 
 
+def part_names(part: str) -> list[str]:
+    """The tables that a split's `part` means: one, or several joined by +."""
+    return part.split("+")
+
+
 def parts(message: Mapping[str, Any]) -> list[dict[str, str]]:
     """The content of a prompt's message as a list of {type: text, text} and {type: image, column}."""
     content = message["content"]
@@ -158,14 +217,14 @@ def image_columns(prompt: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def text_columns(prompt: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The columns that a prompt's texts name."""
+    """The columns that a prompt's texts name, as {column} or {column:lines}."""
     texts = [part["text"] for message in prompt for part in parts(message) if part["type"] == "text"]
-    return set().union(*map(placeholders, texts))
+    return {name for text in texts for name, _ in _named(text)}
 
 
-def placeholders(template: str) -> set[str]:
-    """The columns that a prompt template names: {column} or {column:lines}; {{ and }} are plain braces."""
-    return set(re.findall(r"\{([A-Za-z_]\w*)(?::lines)?\}", template.replace("{{", "").replace("}}", "")))
+def _named(template: str) -> list[tuple[str, str]]:
+    """(column, format) of each placeholder; no format is ""."""
+    return re.findall(r"\{([A-Za-z_]\w*)(?::(\w+))?\}", template.replace("{{", "").replace("}}", ""))
 
 
 def _find(name: str, folder: Path) -> Path:
@@ -185,24 +244,18 @@ def _find(name: str, folder: Path) -> Path:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The keys of a task file, and its text."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"cannot read the task {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds {type(found).__name__}, expected a mapping of a task's keys.")
-    return found
-
-
-def _refuse_unknown(found: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in found:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}."
-            raise UserError(f"{where}: unknown key {key!r} (value {found[key]!r}); {hint}")
+    return found, text
 
 
 def _overridden(found: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +268,7 @@ def _overridden(found: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
         if key not in overrides:
             continue
         over = overrides[key]
-        if not isinstance(over, Mapping) or not isinstance(found[key], Mapping):
+        if not isinstance(over, Mapping) or not isinstance(found.get(key), Mapping):
             raise UserError(f"tasks: {overrides['name']}: {key}: {over!r} was given, expected a mapping.")
         merged[key] = {**found[key], **over}
     if "source" in overrides and "file" in overrides["source"]:  # a local copy in place of the Hub's
@@ -231,199 +284,118 @@ def _overridden(found: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
     return merged
 
 
-def _source(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, Any]:
-    kinds = [kind for kind in _KINDS if kind in given] if isinstance(given, Mapping) else []
-    if len(kinds) != 1:
-        raise UserError(f"{where}: source: {given!r} was given, expected a mapping with one of {', '.join(_KINDS)}.")
-    kind = kinds[0]
-    if kind == "file":
-        _refuse_unknown(given, {kind} | _KIND_KEYS[kind], f"{where}: source")
-        source = {**given, "path": _paths(given["file"], where, folders)}
+def _put_kind(rules: dict[str, Any], keys: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Put the rules of the source's kind in their places; a source of no kind is a mistake and has no rules."""
+    source: Any = keys.get("source")
+    definitions = rules.pop("$defs")
+    kinds = [kind for kind in _KINDS if kind in source] if isinstance(source, Mapping) else []
+    name = _definition(source) if len(kinds) == 1 else None
+    if kinds == ["generator"] and name not in _GENERATORS:
+        text = f"source.generator: {name!r} is unknown; choose one of {', '.join(_GENERATORS)}."
+        yield Mistake(text, ("source", "generator"))
+        name = None
+    elif source is not None and name is None:
+        yield Mistake(f"source: {source!r} was given, expected a mapping with one of {', '.join(_KINDS)}.", ("source",))
+    if name is None:
+        rules["properties"]["source"], split = {}, definitions["rows"]
     else:
-        _text(given[kind], f"{where}: source.{kind}")
-        source = _generator(given, where) if kind == "generator" else dict(given)
-        known = GENERATORS[given[kind]][1].keys() if kind == "generator" else _KIND_KEYS[kind]
-        _refuse_unknown(source, {kind, *known}, f"{where}: source")
-    if kind == "hub":
-        source = {"config": None, "revision": None, **source}
-        if not isinstance(source["revision"], str):
-            raise UserError(
-                f"{where}: source.revision: {source['revision']!r} was given, expected the commit of "
-                f"{source['hub']} to use: without it the items change when the data set does."
-            )
-        _config(source["config"], f"{where}: source.config")
-        if "join" in source:
-            _join(source["join"], f"{where}: source.join")
-    if kind == "reasoning_gym":
-        source = {"seed": 1, "params": {}, **source}
-        params = source["params"]
-        if not isinstance(params, Mapping) or {"seed", "size"} & params.keys():
-            raise UserError(
-                f"{where}: source.params: {params!r} was given, expected a mapping of the data set's "
-                "parameters; seed is source.seed, the sizes are in splits."
-            )
-    if "seed" in source:
-        _integer(source["seed"], f"{where}: source.seed", at_least=0)
-    transform = source.get("reference_transform")
-    if transform is not None and transform not in REFERENCE_TRANSFORMS:
-        raise UserError(
-            f"{where}: source.reference_transform: {transform!r} was given, "
-            f"expected one of {', '.join(REFERENCE_TRANSFORMS)}, or leave it out."
-        )
-    return source
+        rules["properties"]["source"] = definitions[name]
+        split = definitions["rows" if is_tabular(source) else "split"]
+        if "reference_transform" in definitions[name]["properties"]:
+            definitions[name]["properties"]["reference_transform"] = {"enum": [*REFERENCE_TRANSFORMS, None]}
+    rules["properties"]["splits"]["properties"] = dict.fromkeys(SPLITS, split)
 
 
-def _generator(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if given["generator"] not in GENERATORS:
-        raise UserError(
-            f"{where}: source.generator: {given['generator']!r} is unknown; choose one of {', '.join(GENERATORS)}."
-        )
-    source = {**GENERATORS[given["generator"]][1], **given}
+def _definition(source: Mapping[str, Any]) -> Any:
+    """What the source's rules and fields are named after: its generator, else its kind."""
+    return source["generator"] if "generator" in source else next(kind for kind in _KINDS if kind in source)
+
+
+def is_tabular(source: Mapping[str, Any]) -> bool:
+    """Whether the source is a table, with columns and rows."""
+    return "hub" in source or "file" in source
+
+
+def _source_mistakes(source: Mapping[str, Any], folders: tuple[Path, ...]) -> Iterator[Mistake]:
+    """Ranges that are empty, and files that are not there."""
     for low, high in (("low", "high"), ("low", "smaller_high"), ("target_low", "target_high")):
-        if low in source and high in source:
-            _integer(source[low], f"{where}: source.{low}", at_least=0)
-            _integer(source[high], f"{where}: source.{high}", at_least=source[low])
-    if "counts" in source:
-        counts = source["counts"]
-        if not isinstance(counts, list) or not counts:
-            raise UserError(f"{where}: source.counts: {counts!r} was given, expected a list such as [3, 4].")
-        for count in counts:
-            _integer(count, f"{where}: source.counts", at_least=2, at_most=6)
-    return source
+        if low in source and high in source and source[high] < source[low]:
+            expected = f"a whole number, {source[low]} or more (source.{low})"
+            yield Mistake(f"source.{high}: {source[high]} was given, expected {expected}.", ("source", high))
+    if "file" in source:
+        for _, path in _paths(source["file"], folders):
+            if isinstance(path, Mistake):
+                yield path
 
 
-def _config(given: Any, where: str) -> None:
-    """A data set's configuration: none, one, or one for each part."""
-    for name in given.values() if isinstance(given, Mapping) else [given]:
-        if name is not None:
-            _text(name, where)
-
-
-def _join(given: Any, where: str) -> None:
-    """Another configuration, whose row with the same key adds its columns."""
-    keys = given.get("keys") if isinstance(given, Mapping) else None
-    if not isinstance(keys, Mapping) or len(keys) != 1 or given.keys() != {"config", "keys"}:
-        raise UserError(
-            f"{where}: {given!r} was given, expected config and keys, as in {{config: images, keys: {{imageId: id}}}}."
-        )
-    _config(given["config"], f"{where}.config")
-    for name in (*keys, *keys.values()):
-        _text(name, f"{where}.keys")
-
-
-def _paths(given: Any, where: str, folders: tuple[Path, ...]) -> dict[str, str]:
-    """Part -> absolute path of its file. One file alone is the part "train"."""
-    files = given if isinstance(given, Mapping) else {"train": given}
-    paths = {}
-    for part, name in files.items():
-        _text(name, f"{where}: source.file")
+def _paths(given: Any, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path | Mistake]]:
+    """Part -> absolute path of its file, or what is wrong with it. One file alone is the part "train"."""
+    for part, name in (given if isinstance(given, Mapping) else {"train": given}).items():
         tried = [(folder / name).resolve() for folder in folders]
         path = next((path for path in tried if path.is_file()), None)
+        where = ("source", "file", part) if isinstance(given, Mapping) else ("source", "file")
         if path is None:
-            listing = " and ".join(dict.fromkeys(map(str, tried)))
-            raise UserError(f"{where}: source.file: {name} does not exist (looked for {listing}); mend the path.")
-        if path.suffix not in FILE_TYPES:
-            raise UserError(f"{where}: source.file: {name} was given, expected one of {', '.join(FILE_TYPES)}.")
-        paths[str(part)] = str(path)
-    return paths
-
-
-def _fields(source: Mapping[str, Any]) -> frozenset[str] | None:
-    """What a prompt may name; None when only the table itself knows."""
-    if "generator" in source:
-        return GENERATORS[source["generator"]][0]
-    return frozenset({"question"}) if "reasoning_gym" in source else None
-
-
-def _prompt(given: Any, where: str, fields: frozenset[str] | None) -> list[dict[str, Any]]:
-    roles = ("system", "user", "assistant")
-    if not isinstance(given, list) or not given:
-        raise UserError(f"{where}: prompt: {given!r} was given, expected a list of messages (role, content).")
-    for message in given:
-        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-            raise UserError(f"{where}: prompt: {message!r} was given, expected the keys role and content.")
-        if message["role"] not in roles:
-            raise UserError(f"{where}: prompt: role {message['role']!r} was given, expected {', '.join(roles)}.")
-        if isinstance(message["content"], list):
-            _parts(message["content"], where)
+            text = f"source.file: {name} does not exist (looked for {_listing(tried)}); mend the path."
+            yield str(part), Mistake(text, where)
+        elif path.suffix not in FILE_TYPES:
+            yield str(part), Mistake(f"source.file: {name} was given, expected one of {', '.join(FILE_TYPES)}.", where)
         else:
-            _text(message["content"], f"{where}: prompt content")
-    named = text_columns(given)
-    shown = image_columns(given)
-    if both := named.intersection(shown):
-        raise UserError(f"{where}: prompt: {sorted(both)} are named in braces and as images; a picture is no text.")
-    if shown and fields is not None:
-        raise UserError(
-            f"{where}: prompt: the image {shown[0]!r} was given, but this source has none; use hub or file."
-        )
-    if not named and not shown:
-        raise UserError(f"{where}: prompt: no {{column}} is named, so every item would ask the same.")
-    if fields is not None and named - fields:
-        raise UserError(
-            f"{where}: prompt: {sorted(named - fields)} are named in braces, expected {sorted(fields)}; "
-            "plain braces are written {{ and }}."
-        )
-    return [dict(message) for message in given]
+            yield str(part), path
 
 
-def _parts(content: list[Any], where: str) -> None:
-    """Contents in the form of chat templates, where an image names the column that it comes from."""
-    keys = {"text": "text", "image": "column"}
-    for part in content or [None]:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in keys or part.keys() != {"type", keys[kind]}:
-            raise UserError(
-                f"{where}: prompt: {part!r} was given, expected {{type: image, column: NAME}} or "
-                "{type: text, text: ...}."
+def _listing(paths: list[Path]) -> str:
+    return " and ".join(dict.fromkeys(map(str, paths)))
+
+
+def _spanning_mistakes(keys: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Rules that no schema can say, about those keys that are sound in themselves."""
+    source = keys["source"]
+    if "prompt" in keys:
+        yield from _prompt_mistakes(keys["prompt"], _FIELDS.get(_definition(source)))
+    if "reference" in keys:
+        given = keys["reference"]
+        if is_tabular(source) and given is None:
+            yield Mistake(
+                f"reference: {given!r} was given, expected the name of the column with the right answer "
+                "(or a list of names); add `reference: answer`, say.",
+                ("reference",),
             )
-        _text(part[keys[kind]], f"{where}: prompt content")
+        elif not is_tabular(source) and given is not None:
+            yield Mistake(f"reference: {given!r} was given, but this source makes it; leave it out.", ("reference",))
+    if "splits" in keys and source.get("generator") == "times_table":
+        try:
+            times_table.problems(source, {split: part["size"] for split, part in keys["splits"].items()})
+        except UserError as error:
+            yield Mistake(str(error), ("splits",))
 
 
-def _reference(given: Any, where: str, tabular: bool) -> str | list[str] | None:
-    if not tabular:
-        if given is not None:
-            raise UserError(f"{where}: reference: {given!r} was given, but this source makes it; leave it out.")
-        return None
-    names = given if isinstance(given, list) else [given]
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(
-            f"{where}: reference: {given!r} was given, expected the name of the column with the right answer "
-            "(or a list of names); add `reference: answer`, say."
+def _prompt_mistakes(prompt: list[dict[str, Any]], fields: set[str] | None) -> Iterator[Mistake]:
+    """`fields`: what may be named; None when only the table itself knows."""
+    named, shown = text_columns(prompt), image_columns(prompt)
+    if not named and not shown:
+        yield Mistake("prompt: no {column} is named, so every item would ask the same.", ("prompt",))
+    for index, message in enumerate(prompt):
+        for place, part in enumerate(parts(message)):
+            for name, form in _named(part.get("text", "")):
+                if form and form not in FORMATS:
+                    known = ", ".join(f"{{{name}:{known}}}" for known in FORMATS)
+                    yield Mistake(
+                        f"prompt: {{{name}:{form}}} was given, expected {{{name}}} or one of {known}; "
+                        "plain braces are written {{ and }}.",
+                        ("prompt", index, "content", place),
+                    )
+    if both := sorted(named.intersection(shown)):
+        yield Mistake(f"prompt: {both} are named in braces and as images; a picture is no text.", ("prompt",))
+    if shown and fields:
+        text = f"prompt: the image {shown[0]!r} was given, but this source has none; use hub or file."
+        yield Mistake(text, ("prompt",))
+    foreign = sorted(named - fields) if fields else []
+    if foreign:
+        yield Mistake(
+            f"prompt: {foreign} are named in braces, expected {sorted(fields or ())}; "
+            "plain braces are written {{ and }}.",
+            ("prompt",),
         )
-    return given
-
-
-def _splits(given: Any, where: str, tabular: bool) -> dict[str, dict[str, Any]]:
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where}: splits: {given!r} was given, expected a mapping of {', '.join(SPLITS)}.")
-    _refuse_unknown(given, set(SPLITS), f"{where}: splits")
-    splits = {}
-    for split in SPLITS:
-        here = f"{where}: splits.{split}"
-        if split not in given:
-            raise UserError(f"{here} is missing; add `{split}: {{size: 200}}`, say.")
-        value = given[split] if isinstance(given[split], Mapping) else {"size": given[split]}
-        _refuse_unknown(value, {"size", "part", "start"} if tabular else {"size"}, here)
-        value = {"part": "train", "start": 0, **value} if tabular else dict(value)
-        _integer(value.get("size"), f"{here}.size")
-        if tabular:
-            _integer(value["start"], f"{here}.start", at_least=0)
-            _text(value["part"], f"{here}.part")
-        splits[split] = value
-    return splits
-
-
-def _integer(value: Any, where: str, at_least: int = 1, at_most: int | None = None) -> int:
-    if type(value) is not int or value < at_least or (at_most is not None and value > at_most):
-        bound = f"{at_least} or more" if at_most is None else f"from {at_least} to {at_most}"
-        raise UserError(f"{where}: {value!r} was given, expected a whole number, {bound}.")
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: {value!r} was given, expected text.")
-    return value
 
 
 def _reasoning_gym_version() -> str:

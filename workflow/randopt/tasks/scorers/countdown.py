@@ -9,7 +9,7 @@ from randopt.tasks.scorers.verdict import NO_ANSWER, Verdict, bad_reference
 
 _FORMAT_WEIGHT = 0.1
 _MAX_ANSWER = 2000  # characters of an answer that are parsed
-_MAX_DIGITS = 20
+MAX_DIGITS = 20
 _SPELLINGS = {
     "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "−": "-", "–": "-",
     r"\times": "*", r"\cdot": "*", r"\div": "/", r"\left": "", r"\right": "", "[": "(", "]": ")", "$": "",
@@ -27,21 +27,21 @@ def score(response: str, reference: Any) -> Verdict:
     vote key: the exact value, when the numbers are the given ones.
     An answer beyond the limits (length, digits, nesting, any power) gets no reward at all.
     """
-    numbers, target = _problem("countdown", reference)
+    numbers, target = problem("countdown", reference)
     form = _FORMAT_WEIGHT * paper_format(response)
     answer = last_block(response, "<answer>", "</answer>")
     try:
-        value = _value(_respelled(answer, target), numbers) if answer is not None else None
+        value = value_with(respelled(answer, target), numbers) if answer is not None else None
         if answer is None or value is None:
             return Verdict(form, False, False, None)
         lenient = value == target
-        strict = lenient and _value(answer.strip(), numbers) == target and _one_of_each(response)
+        strict = lenient and value_with(answer.strip(), numbers) == target and _one_of_each(response)
     except arithmetic.TooLarge:
         return NO_ANSWER
     return Verdict(lenient + form, strict, lenient, str(value))
 
 
-def _problem(scorer: str, reference: Any) -> tuple[list[int], Fraction]:
+def problem(scorer: str, reference: Any) -> tuple[list[int], Fraction]:
     """The sorted numbers and the target, or UserError."""
     try:
         numbers, target = reference["numbers"], number(str(reference["target"]).strip())
@@ -52,7 +52,7 @@ def _problem(scorer: str, reference: Any) -> tuple[list[int], Fraction]:
     return sorted(numbers), target
 
 
-def _respelled(answer: str, target: Fraction) -> str:
+def respelled(answer: str, target: Fraction) -> str:
     """The answer with ASCII operators, without blanks at line ends and without a true "= target"."""
     answer = answer[: _MAX_ANSWER + 1]
     for written, plain in _SPELLINGS.items():
@@ -62,11 +62,11 @@ def _respelled(answer: str, target: Fraction) -> str:
     return left if equals and number(right.strip()) == target else answer
 
 
-def _value(expression: str, numbers: list[int]) -> Fraction | None:
+def value_with(expression: str, numbers: list[int]) -> Fraction | None:
     """The exact value if it is an expression of exactly these numbers, else None; or TooLarge."""
     if len(expression) > _MAX_ANSWER:
         raise arithmetic.TooLarge(f"more than {_MAX_ANSWER} characters")
-    if not arithmetic.uses_exactly(expression, numbers, _MAX_DIGITS):
+    if not arithmetic.uses_exactly(expression, numbers, MAX_DIGITS):
         return None
     try:
         return arithmetic.exact(arithmetic.postfix(expression))
@@ -112,7 +112,7 @@ def paper(response: str, reference: Any) -> Verdict:
     strict: the answer part of the reward, judged on the unstripped answer, where a newline in front
     is a fault; lenient: the vote, judged on the stripped one.
     """
-    numbers, exact_target = _problem("countdown_paper", reference)
+    numbers, exact_target = problem("countdown_paper", reference)
     target = float(exact_target)
     form = _FORMAT_WEIGHT * paper_format(response)
     answer = _last_paper_answer(response)

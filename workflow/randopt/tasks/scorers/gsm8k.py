@@ -24,22 +24,23 @@ def score(response: str, reference: Any) -> Verdict:
     \\boxed{}, after the last "answer is", the last number.
     """
     expected = value_of("gsm8k", reference)
-    plain = _without_latex(response[-_BEFORE:])
-    found = _extract(plain)
+    plain = without_latex(response[-_BEFORE:])
+    found = extract(plain)
     if found is None:
         return NO_ANSWER
     lenient = found == expected
     return Verdict(float(lenient), _final_line(response) == expected, lenient, find.canonical(found))
 
 
-def _without_latex(text: str) -> str:
+def without_latex(text: str) -> str:
     r"""$1{,}234$, \$5 and \frac{3}{4} in plain spelling."""
     for written, plain in ((r"\$", "$"), ("{,}", ","), (r"\!", ""), (r"\,", "")):
         text = text.replace(written, plain)
     return _FRAC.sub(r"\1/\2", text)
 
 
-def _extract(text: str) -> Fraction | None:
+def extract(text: str) -> Fraction | None:
+    """The number that a text ends in, without LaTeX: see the rules of `score`."""
     hashes = text.rfind("####")
     if hashes >= 0:
         found = _of_line(text[hashes + 4 :])

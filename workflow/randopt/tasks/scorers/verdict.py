@@ -1,6 +1,6 @@
 """What a scorer returns, and the reference it could not use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from randopt.errors import UserError
@@ -16,15 +16,19 @@ class Verdict(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """A named, versioned judge of responses; raise `version` whenever any verdict changes."""
+    """A named, versioned judge of responses; raise `version` whenever any verdict changes.
+
+    With a task's options it is another scorer: `scorers.get` puts their hash into the name.
+    """
 
     name: str
     version: int
-    score: Callable[[str, Any], Verdict]  # (response, reference); UserError when the reference is unusable
+    score: Callable[..., Verdict]  # (response, reference); UserError when the reference is unusable
     batch: Callable[[Sequence[tuple[str, Any]]], list[Verdict]] | None = None  # same verdicts, many at once
     sandboxed: bool = False  # runs other people's code in processes of its own
     runs_programs: bool = False  # of models, in randopt.sandbox; score.py has several at a time
     max_reward: float = 1.0  # no verdict's reward is above it
+    options: Mapping[str, Any] | None = None  # a JSON schema for each keyword that `score` takes from a task
 
 
 NO_ANSWER = Verdict(0.0, False, False, None)
