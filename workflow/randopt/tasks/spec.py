@@ -19,7 +19,7 @@ from randopt.tasks import scorers, times_table
 
 SPLITS = ("select", "confirm", "test")
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
-REFERENCE_TRANSFORMS = ("after_hashes",)
+REFERENCE_TRANSFORMS = ("after_hashes", "first_without_dollars")
 
 # Generators: what their prompts may name, and their parameters with defaults.
 GENERATORS: dict[str, tuple[frozenset[str], dict[str, Any]]] = {

@@ -6,7 +6,7 @@ the stored completions, without a GPU.
 """
 
 from randopt.errors import UserError
-from randopt.tasks.scorers import countdown, gsm8k, number, sandboxed
+from randopt.tasks.scorers import countdown, gsm8k, math, number, sandboxed
 from randopt.tasks.scorers.verdict import NO_ANSWER, Scorer, Verdict
 
 __all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "resolve"]
@@ -19,6 +19,8 @@ SCORERS = {
         Scorer("countdown_paper", 1, countdown.paper, max_reward=1.1),
         Scorer("gsm8k", 1, gsm8k.score),
         Scorer("gsm8k_paper", 1, gsm8k.paper),
+        Scorer("math", 1, math.score, math.batch, sandboxed=True),
+        Scorer("math_paper", 1, math.paper),
         Scorer("reasoning_gym", 1, sandboxed.score, sandboxed=True),
     )
 }
