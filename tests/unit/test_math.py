@@ -89,7 +89,8 @@ EQUAL = [
     ["(0,1)", r"\left(0,\,1\right)", "0<x<1", r"x \in (0,1)", "1 > x > 0"],
     ["[0,1)", r"0 \le x < 1", r"1 > t \geq 0"],
     [r"(5,\infty)", "x > 5", "5 < x", r"(5, +\infty)"],
-    [r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty, 2)"],
+    [r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty, 2)", r"x<2 \text{ or } x>3"],
+    [r"\binom{n}{2}", r"\frac{n(n-1)}{2}", r"\frac{n^2-n}{2}"],
     [r"\begin{pmatrix}1 & 2\\3 & 4\end{pmatrix}", r"\begin{bmatrix} 1&2\\ 3& \frac{8}{2} \end{bmatrix}"],
     [r"\text{Clara}", "Clara", r"\textbf{clara}", "clara."],
     ["B", "(B)", r"\text{(B)}", r"\textbf{(B)}"],
@@ -276,6 +277,9 @@ HOSTILE = {
     "spaces": "1" + " " * 1900 + "2",
     "words": "1 " + "apples per " * 40 + "!",
     "bars": "|" * 400,
+    "percents": "1" + "%" * 490,
+    "texts": "1" + r"\text{a}" * 60,
+    "nothing": r"\approx",
 }
 
 

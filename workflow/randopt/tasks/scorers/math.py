@@ -89,7 +89,7 @@ def _keys(answers: Sequence[str | None], hopeless: str | None) -> list[str | Non
         known = {
             latex: key or forms.squeezed(latex) for latex, key in zip(leaves, read or [None] * len(leaves), strict=True)
         }
-        keys.append(forms.key(form, known.__getitem__))
+        keys.append(forms.key(form, known.__getitem__) or None)
     return keys
 
 

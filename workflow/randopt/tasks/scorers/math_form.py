@@ -249,7 +249,9 @@ def _form(text: str) -> Form:
 
 
 def _list(items: list[str]) -> Form:
-    """A list without brackets is a set; x = 1, y = 2 keeps its names."""
+    """A list without brackets is a set; x = 1, y = 2 keeps its names, and x < 1 or x > 2 is a union."""
+    if all(re.search(_ORDER, item) for item in items):
+        return Group("union", tuple(_form(item) for item in items))
     sides = [item.split("=") for item in items]
     if all(len(side) == 2 and _NAME.fullmatch(side[0]) for side in sides):
         names = [squeezed(name) for name, _ in sides]
@@ -291,7 +293,7 @@ def _relation(text: str) -> Form | None:
         return _interval(parts, re.findall(_ORDER, text))
     parts = _split(text, r"\\approx(?![A-Za-z])")
     if len(parts) == 2:
-        return _form(parts[1] if _NAME.fullmatch(parts[0]) else parts[0])
+        return _form(parts[1] if not parts[0].strip() or _NAME.fullmatch(parts[0]) else parts[0])
     parts = [part for part in _split(text, r"(?<![<>!\\])=") if part.strip()]
     if len(parts) < 2:
         return _form(parts[0]) if parts and parts[0] != text else None
@@ -350,7 +352,7 @@ def _bracketed(text: str) -> Form | None:
 def _measured(text: str) -> Form | None:
     """Percent and units; the unit is dropped."""
     if text.endswith("%"):
-        return Group("percent", (_form(text[:-1]),))
+        return Group("percent", (_form(text.rstrip("% ")),))
     if re.search(r"(?<=[0-9}\s])\s*percent$", text):
         return Group("percent", (_form(text[: text.rindex("percent")]),))
     bare = _UNIT_TEXT.sub("", text).strip()

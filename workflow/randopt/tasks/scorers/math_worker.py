@@ -68,7 +68,8 @@ def parsed(latex: str):
         raise ValueError("no expression")
     check(expression)
     imaginary = {symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"}
-    return expression.doit().xreplace(imaginary)
+    expression = expression.doit().xreplace(imaginary)
+    return sympy.expand_func(expression) if expression.has(sympy.binomial) else expression
 
 
 def exact_decimal(match: re.Match) -> str:
