@@ -52,6 +52,7 @@ def main() -> None:
         "noise": measure("noise.py"),
         "engine": measure("engine.py"),
         **vllm_figures(),
+        "scoring": measure("scoring.py"),
         "dry_run": measure("dry_run.py"),
         "gather": measure("gather.py", *gather),
         **({} if quick else {"slurm": measure("slurm.py")}),

@@ -452,7 +452,7 @@ def test_reasoning_gym_verdicts(impatient):
     ids=lambda answer: ascii(answer[:30]),
 )
 def test_hostile_answers_never_hang(impatient, answer):
-    sandboxed._WORKER_PROCESS.ask({"dataset": "countdown", "params": {}, "entry": ENTRY, "answer": "1"})
+    verdict("reasoning_gym", "<answer>1</answer>", ENTRY)
     start = time.perf_counter()
     found = verdict("reasoning_gym", f"<answer>{answer}</answer>", ENTRY)
     assert time.perf_counter() - start < 5
@@ -468,7 +468,7 @@ def test_an_unknown_data_set_is_named(impatient):
 def test_a_stuck_worker_is_replaced(impatient, monkeypatch):
     """A scorer that is not known to evaluate text hangs in the worker itself: its group is killed."""
     assert verdict("reasoning_gym", "<answer>94*4 - 61 - 6</answer>", ENTRY).strict
-    stuck = sandboxed._WORKER_PROCESS.process
+    stuck = sandboxed._WORKER.process
     os.kill(stuck.pid, signal.SIGSTOP)
     start = time.perf_counter()
     assert verdict("reasoning_gym", "<answer>1</answer>", ENTRY).reward == 0

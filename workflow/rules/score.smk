@@ -54,7 +54,7 @@ for pair in sorted({judges(run.task.scorer) for run in EXPERIMENT.runs if len(ru
         localrule: not any(scorer.sandboxed for scorer in pair)
         conda:
             "../../envs/randopt.yaml"
-        threads: 8 if any(scorer.runs_programs for scorer in pair) else 1
+        threads: 8 if any(scorer.runs_programs or scorer.batch for scorer in pair) else 1
         resources:
             mem_mb=lambda wc, threads: 3500 + 500 * threads,  # a model's program may take 512 MiB
             runtime=240 if any(scorer.runs_programs for scorer in pair) else 60,  # those that never end take 8 s each

@@ -21,7 +21,7 @@ from randopt.tasks import scorers, times_table
 
 SPLITS = ("select", "confirm", "test")
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
-REFERENCE_TRANSFORMS = ("after_hashes",)
+REFERENCE_TRANSFORMS = ("after_hashes", "first_without_dollars")
 FORMATS = ("lines", "letters", "numbers")  # how a prompt may show a column that holds a list: {column:lines}
 
 _KINDS = ("generator", "reasoning_gym", "hub", "file")

@@ -1,5 +1,6 @@
 """Rows of a table: a data set on the Hugging Face Hub, or local JSON, CSV or Parquet files."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -249,6 +250,15 @@ def _reference(record: Mapping[str, Any], columns: str | list[str] | None, trans
                 "mend the row or leave source.reference_transform out."
             )
         return answer.strip().replace(",", "")
+    if transform == "first_without_dollars":
+        answers = value if isinstance(value, list) else [value]
+        answer = re.sub(r"(?<!\\)\$", "", str(answers[0])).strip() if answers and isinstance(answers[0], str) else ""
+        if not answer:
+            raise UserError(
+                f"{where}: {str(value)[:80]!r} was given, expected an answer or a list of answers as text; "
+                "mend the row or leave source.reference_transform out."
+            )
+        return answer
     return value
 
 

@@ -12,7 +12,19 @@ from typing import Any
 
 from randopt.canonical import short_hash
 from randopt.errors import UserError
-from randopt.tasks.scorers import code, countdown, generic, gqa, gsm8k, number, own, rocstories, sandboxed, uspto50k
+from randopt.tasks.scorers import (
+    code,
+    countdown,
+    generic,
+    gqa,
+    gsm8k,
+    math,
+    number,
+    own,
+    rocstories,
+    sandboxed,
+    uspto50k,
+)
 from randopt.tasks.scorers.verdict import NO_ANSWER, Scorer, Verdict
 
 __all__ = ["NO_ANSWER", "SCORERS", "Scorer", "Verdict", "get", "judges", "resolve"]
@@ -25,6 +37,8 @@ SCORERS = {
         Scorer("countdown_paper", 1, countdown.paper, max_reward=1.1),
         Scorer("gsm8k", 1, gsm8k.score),
         Scorer("gsm8k_paper", 1, gsm8k.paper),
+        Scorer("math", 1, math.score, math.batch, sandboxed=True),
+        Scorer("math_paper", 1, math.paper),
         Scorer("mbpp", 1, code.score, sandboxed=True, runs_programs=True),
         Scorer("mbpp_paper", 1, code.paper, sandboxed=True, runs_programs=True),
         Scorer("gqa", 1, gqa.score),

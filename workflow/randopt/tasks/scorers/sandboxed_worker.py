@@ -1,8 +1,6 @@
-"""The process that runs reasoning-gym's scorers on model text. Started as a script by `sandboxed.py`.
+"""What the worker process of `sandboxed.py` does: reasoning-gym's scorers on model text.
 
-It says {"ready": true}, then answers each line {"dataset", "params", "entry", "answer", "seconds"} with
-{"score": number} or {"error": text}. It imports nothing of this project: an empty environment has no
-path to it.
+It answers {"dataset", "params", "entry", "answer", "seconds"} with {"score": number} or {"error": text}.
 """
 
 import functools
@@ -21,32 +19,10 @@ MEMORY = 4 * 2**30  # bytes of address space; reasoning-gym and SymPy take 0.3 G
 GRIDS_AS_TUPLES = ("arc_agi", "rearc")  # they compare with tuples, which JSON does not know
 
 
-def main() -> None:
-    questions = os.fdopen(os.dup(0), encoding="utf-8")
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # model text that is evaluated may print; that must not look like a reply
-        os.dup2(nothing, stream)
-    try:
-        import reasoning_gym  # noqa: F401
+def prepare() -> None:
+    import reasoning_gym  # noqa: F401
 
-        importlib.import_module("sympy.parsing.sympy_parser")  # here once, not in every forked child
-    except Exception as error:
-        print(json.dumps({"error": f"importing it failed ({error})"}), file=replies, flush=True)
-        return
-    limit(resource.RLIMIT_AS, MEMORY)
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_FSIZE, 0)
-    print(json.dumps({"ready": True}), file=replies, flush=True)
-    for line in questions:
-        print(json.dumps(reply(json.loads(line))), file=replies, flush=True)
-
-
-def limit(which: int, value: int) -> None:
-    """Lower a limit of this process and its children for good, never raise it."""
-    hard = resource.getrlimit(which)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
+    importlib.import_module("sympy.parsing.sympy_parser")  # here once, not in every forked child
 
 
 def reply(question: dict) -> dict:
@@ -60,10 +36,6 @@ def reply(question: dict) -> dict:
     if evaluates:
         score = scored_in_child(dataset, question["answer"], entry, question["seconds"])
     else:
-        # A stuck scorer burns at most this much even if nobody is left to kill it.
-        spent = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + math.ceil(question["seconds"]) + 1, hard))
         score = scored(dataset, question["answer"], entry)
     return {"score": score}
 
@@ -93,8 +65,7 @@ def scored_in_child(dataset, answer: str, entry: dict, seconds: float) -> float:
     child = os.fork()
     if not child:
         try:
-            limit(resource.RLIMIT_CPU, math.ceil(seconds) + 1)
-            limit(resource.RLIMIT_NPROC, 0)  # no further processes (root is exempt from this limit)
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no further processes (root is exempt from this limit)
             os.write(writer, repr(scored(dataset, answer, entry)).encode())
         finally:
             os._exit(0)
@@ -117,7 +88,3 @@ def tuples(value):
     if isinstance(value, dict):
         return {key: tuples(part) for key, part in value.items()}
     return value
-
-
-if __name__ == "__main__":
-    main()
