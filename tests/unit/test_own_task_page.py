@@ -67,7 +67,7 @@ def test_the_function_of_the_page(folder):
     assert judge.score("", "Paris") == (0.0, False, False, None)
     table = re.search(r"^\| scorer \|.*?\n\n", PAGE, flags=re.M | re.S)[0]
     rows = [line.strip("|").split("|") for line in table.splitlines() if re.match(r"\| `\w+` ", line)]
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, _, options in rows:
         found = scorers.SCORERS[name.strip(" `")]
         assert set(re.findall(r"`(\w+)", options)) == set(found.options or {})
