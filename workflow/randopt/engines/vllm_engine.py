@@ -79,6 +79,9 @@ class VllmEngine:
         if self.device == "cpu":
             # Compiled code would go on with the packed weights that it was compiled with.
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES, "block_size": CPU_BLOCK}
+            # A prompt read in parts ends a request that has a sampling seed of its own: the CPU backend cannot rewind
+            # its generator.
+            options["enable_chunked_prefill"] = False
         else:
             whole = current_platform.get_device_total_memory()
             resident, share = device_memory(_base_bytes(manifest, settings.dtype), whole)
