@@ -82,42 +82,6 @@ def test_a_mirrored_perturbation_is_another_model(engine) -> None:
     assert engine.weights_digest() != plus
 
 
-def test_weights_made_ahead_are_those_made_in_time(engine, items) -> None:
-    plan = [((seed, 0.3),) for seed in range(6)]
-    in_time = []
-    for perturbation in plan:
-        engine.set_weights(perturbation)
-        in_time.append((engine.weights_digest(), texts(engine, items)))
-    engine.set_weights(())
-    for perturbation, hint, wanted in zip(plan, [*plan[1:3], ((99, 0.3),), (), *plan[5:], None], in_time, strict=True):
-        engine.set_weights(perturbation)
-        if hint is not None:  # right ones, wrong ones, and one for the base
-            engine.expect(hint)
-        assert (engine.weights_digest(), texts(engine, items)) == wanted
-
-
-def test_what_fails_ahead_is_told_when_the_weights_are_set(engine) -> None:
-    engine.set_weights(((1, 0.3),))
-    engine.expect(((2, float("inf")),))
-    with pytest.raises(UserError, match="coefficient inf"):
-        engine.set_weights(((2, float("inf")),))
-    engine.set_weights(((3, 0.3),))
-    digest = engine.weights_digest()
-    engine.set_weights(())
-    engine.set_weights(((3, 0.3),))
-    assert engine.weights_digest() == digest
-
-
-def test_tied_weights_stay_tied_when_they_are_exchanged(engine) -> None:
-    for seed in range(3):
-        engine.set_weights(((seed, 0.3),))
-        held = {id(engine._live[name]): name for name in engine._live}
-        assert len(held) == len(engine._live)
-        pointers = {tensor.data_ptr() for tensor in engine._live.values()}
-        assert {parameter.data_ptr() for parameter in engine._model.parameters()} == pointers
-    assert engine._model.lm_head.weight.data_ptr() == engine._live["model.embed_tokens.weight"].data_ptr()
-
-
 def test_excluded_tensors_stay_the_base(manifest) -> None:
     settings = dataclasses.replace(SETTINGS, exclude=("model.embed_tokens.*", "*norm*"))
     engine = engines.load("transformers", manifest, settings)

@@ -1,9 +1,8 @@
 """The next candidate's tensors, made while the present one answers.
 
-Generating on a CPU leaves a core idle for as long as Python takes between two operations. A thread of the lowest
-priority makes noise in these gaps: setting the weights then costs a third less with vLLM and next to nothing with
-Transformers (benchmarks/engine.py), generating itself 2 % more. On a GPU the noise is one fused pass, and this is
-not needed.
+vLLM on a CPU leaves a core idle for as long as Python takes between two operations. A thread of the lowest priority
+makes noise in these gaps: setting the weights then costs a third less (benchmarks/engine.py). Engine `transformers` has
+no such gaps and does without; on a GPU the noise is one fused pass.
 """
 
 import os
@@ -39,10 +38,7 @@ class Ahead:
         self._thread.start()
 
     def tensors(self, perturbation: Perturbation) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and perturbed tensor, in order; what is not there yet is made now, on all threads.
-
-        Whoever keeps a tensor puts another in its place in `buffers`.
-        """
+        """Name and perturbed tensor, in order; what is not there yet is made now, on all threads."""
         self._settle()
         made = self._made if perturbation == self._expected else set()
         self._expected = None  # the buffers are given away

@@ -18,7 +18,6 @@ from transformers import conversion_mapping, core_model_loading
 
 from randopt import noise
 from randopt.engines import Completion, EngineSettings, Item, vision
-from randopt.engines.ahead import Ahead
 from randopt.engines.base_weights import base_tensors, perturbed_names
 from randopt.engines.prompts import batches, completion, end_tokens, shared_prefix, token_ids
 from randopt.engines.sampling import next_tokens
@@ -55,11 +54,9 @@ class TransformersEngine:
         self._model.eval().to(self.device)
         self._base = base_tensors(manifest.folder, manifest.tensors, dtype)
         self._live = _live_tensors(self._model, self._base)
-        self._holders = _holders(self._model, self._live)
         if self.device == "cuda" and noise.runs_on(self._model.device):
             self._base = _beside_the_model(self._base)
         self._perturbed = perturbed_names(manifest.tensors, settings.exclude)
-        self._ahead = Ahead(self._base, self._perturbed, settings.law) if self.device == "cpu" else None
         self._current: Perturbation = ()
         self._end = end_tokens(self._model.generation_config, self._tokenizer)
         self._prompts: dict[Item, list[int]] = {}
@@ -73,20 +70,12 @@ class TransformersEngine:
         if perturbation == self._current:
             return
         self._current = ((0, float("nan")),)  # equals nothing: a failure half-way is never mistaken for done
-        if self._ahead:
-            for name, tensor in self._ahead.tensors(perturbation):
-                self._ahead.buffers[name], self._live[name] = self._live[name], tensor
-                for holder in self._holders[name]:
-                    holder.data = tensor
-        else:
-            for name in self._perturbed:
-                noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
+        for name in self._perturbed:
+            noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
         self._current = perturbation
 
     def expect(self, perturbation: Perturbation) -> None:
-        """Say what set_weights comes next, so that on a CPU its tensors are made meanwhile."""
-        if self._ahead:
-            self._ahead.expect(perturbation)
+        """Nothing: this engine leaves no core idle, and noise made meanwhile takes as long as it saves."""
 
     def weights_digest(self) -> str:
         """Digest of the live tensors under their checkpoint names."""
@@ -232,14 +221,6 @@ def _beside_the_model(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if 2 * sum(tensor.nbytes for tensor in base.values()) <= free:
         return {name: tensor.cuda() for name, tensor in base.items()}
     return {name: tensor.pin_memory() for name, tensor in base.items()}
-
-
-def _holders(model: torch.nn.Module, live: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """The model's parameters and buffers that share each live tensor's memory: several where weights are tied."""
-    at: dict[int, list[torch.Tensor]] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        at.setdefault(tensor.data_ptr(), []).append(tensor)
-    return {name: at[tensor.data_ptr()] for name, tensor in live.items()}
 
 
 def _live_tensors(model: Any, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
