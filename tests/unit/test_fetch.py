@@ -36,6 +36,10 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.asked.append(f"{self.command} {path}")
         for repository, files in self.files.items():
+            if kind == "api" and repository in path and "/commits/" in path:
+                about = {"title": "", "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
+                history = [{"id": commit, **about} for commit in ("c" * 40, DATA, "b" * 6 + "a" * 34)]
+                return self._send(200, json.dumps(history).encode())
             if kind == "api" and repository in path and "/tree/" in path:
                 listing = [
                     {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
@@ -141,6 +145,21 @@ def test_everything_is_fetched_once_and_then_used_offline(randopt, tmp_path):
 
     checked = randopt("task", "check", "sums.yaml", "--answer", "0", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://nowhere")
     assert checked.returncode == 0 and "Q8" in checked.stdout, checked.stderr
+
+
+def test_a_shortened_commit_is_looked_up_once(randopt, tmp_path):
+    task = json.loads((tmp_path / "sums.yaml").read_text())
+    task["source"]["revision"] = DATA[:7]
+    (tmp_path / "sums.yaml").write_text(json.dumps(task))
+    first = randopt("task", "check", "sums.yaml")
+    assert first.returncode == 0 and (tmp_path / "home/hub/datasets--org--sums/snapshots" / DATA).is_dir(), first.stderr
+    Hub.asked.clear()
+    again = randopt("task", "check", "sums.yaml", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0 and not Hub.asked, again.stderr
+    task["source"]["revision"] = "d" * 7
+    (tmp_path / "sums.yaml").write_text(json.dumps(task))
+    unknown = randopt("task", "check", "sums.yaml")
+    assert unknown.returncode != 0 and "0 of its commits begin so; give all 40 digits" in unknown.stderr
 
 
 def test_what_cannot_be_fetched_is_named_and_the_rest_is_there(randopt, tmp_path):

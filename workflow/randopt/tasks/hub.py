@@ -4,9 +4,12 @@ The files are fetched as they are, and read from the folder of their commit. `da
 would, without a network, take the version that was used last, whatever the revision.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from randopt.errors import UserError
 
 CARD = "README.md"
 DATA = ("*.parquet", "*.json", "*.jsonl", "*.csv", "*.jsonl.gz", "*.json.gz", "*.csv.gz", "*.arrow", "*.zip")
@@ -25,14 +28,36 @@ def load(name: str, config: str | None, revision: str, part: str) -> Any:
 def fetch(name: str, config: str | None, revision: str) -> Path:
     """The folder that holds the files of a configuration at a commit; only missing files are fetched.
 
-    Nobody is asked where the cache has all of them. Raises what the Hub's client raises.
+    Nobody is asked where the cache has all of them. Raises UserError for a shortened commit that is none, or several,
+    and what the Hub's client raises.
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    revision = _whole_commit(name, revision)
     try:
         return _snapshot(name, config, revision, cached=True)
     except LocalEntryNotFoundError:
         return _snapshot(name, config, revision, cached=False)
+
+
+def _whole_commit(name: str, revision: str) -> str:
+    """All 40 digits of a shortened commit, which the Hub does not take: from the cache, else from the history."""
+    if not re.fullmatch("[0-9a-f]{7,39}", revision):
+        return revision
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset") / "snapshots"
+    found = {folder.name for folder in cached.glob(f"{revision}*")}
+    if not found:
+        commits = HfApi().list_repo_commits(name, repo_type="dataset")
+        found = {commit.commit_id for commit in commits if commit.commit_id.startswith(revision)}
+    if len(found) != 1:
+        raise UserError(
+            f"source.revision: {revision!r} was given for {name}, and {len(found)} of its commits begin so; "
+            "give all 40 digits, from the data set's page."
+        )
+    return found.pop()
 
 
 def _snapshot(name: str, config: str | None, revision: str, cached: bool) -> Path:
