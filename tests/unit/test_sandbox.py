@@ -172,7 +172,7 @@ def fill():
 def test_a_running_sandbox_is_seen_and_ends_with_its_time():
     need_bubblewrap()
     before = _sandboxes()
-    waiting = threading.Thread(target=ask, args=("import time\ntime.sleep(60)",), kwargs={"seconds": 3.0})
+    waiting = threading.Thread(target=ask, args=("import time\ntime.sleep(60)", "1"), kwargs={"seconds": 3.0})
     waiting.start()
     deadline = time.monotonic() + 10
     while not _sandboxes() - before and time.monotonic() < deadline:
