@@ -82,10 +82,10 @@ def test_items_of_the_splits_are_disjoint(finished) -> None:
 def test_a_prediction_was_made_by_the_weights_it_names(finished) -> None:
     """Any completion can be made again from (seed, σ) alone, with nothing but the library."""
     from randopt import engines, noise
+    from randopt.items import to_items
     from randopt.models import checkpoint
     from randopt.models.prepare import load_manifest
     from randopt.requests import Decoding
-    from randopt.shard import to_items
 
     (path,) = finished.folder.glob("results/models/tiny-*/manifest.json")
     manifest = load_manifest(path)
@@ -93,7 +93,7 @@ def test_a_prediction_was_made_by_the_weights_it_names(finished) -> None:
     for name, base in checkpoint.tensors(manifest.folder, manifest.tensors):
         engine._live[name].copy_(noise.perturb(base, name, [(6, 0.2)]))
     (folder,) = finished.folder.glob("results/tasks/times_table-*")
-    items = to_items(tables.read(folder / "select.parquet", tables.ITEMS))
+    items = to_items(tables.read(folder / "select.parquet", tables.ITEMS), folder)
     found = {c.item_id: c.text for c in engine.generate(items, Decoding())}
     candidates = tables.read(finished.run / "n00016/candidates.parquet", tables.CANDIDATES)
     request = candidates.filter(pl.col("seed") == 6)["request_id"].item()
