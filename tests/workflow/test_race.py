@@ -38,7 +38,7 @@ def own_scorer(checkout: Checkout) -> None:
     """Add a scorer to the checkout, as its user would."""
     folder = checkout.folder / "workflow/randopt/tasks/scorers"
     (folder / "large.py").write_text(SCORER)
-    text = (folder / "__init__.py").read_text().replace("import countdown,", "import countdown, large,")
+    text = (folder / "__init__.py").read_text().replace("    countdown,\n", "    countdown,\n    large,\n")
     text = text.replace('Scorer("number",', 'Scorer("large", 1, large.score),\n        Scorer("number",')
     (folder / "__init__.py").write_text(text)
 

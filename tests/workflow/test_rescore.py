@@ -52,7 +52,7 @@ def judged(tmp_path_factory, tiny_model, undisturbed) -> Checkout:
     shutil.rmtree(checkout.run / "n00016")
     folder = checkout.folder / SCORERS
     (folder / "large.py").write_text(SCORER)
-    change(folder / "__init__.py", "import countdown,", "import countdown, large,")
+    change(folder / "__init__.py", "    countdown,\n", "    countdown,\n    large,\n")
     twins = 'Scorer("large", 1, large.score),\n        Scorer("large_paper", 1, large.paper),\n        '
     change(folder / "__init__.py", 'Scorer("number",', twins + 'Scorer("number",')
     checkout.config["tasks"][0]["scorer"] = "large"
