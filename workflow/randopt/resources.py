@@ -10,7 +10,7 @@ from randopt.speed import billions
 BYTES_PER_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Of the weights in host memory: the pristine base, and those in use or being loaded; vLLM on a CPU also has buffers for
 # the next candidate's and packs its own copy. Measured on CPUs with the demo's 0.27 GB of weights
-# (benchmarks/engine.py): peaks of 1.3 and 3.2 GiB, vLLM's with 1 GiB of cache; larger models and GPUs were not.
+# (benchmarks/engine.py): peaks of 1.7 and 3.2 GiB, vLLM's with 1 GiB of cache; larger models and GPUs were not.
 COPIES = {"transformers": 2, "vllm": 4}
 START_MINUTES = 15  # a cold file system, a slow node
 MEASURED_FACTOR = 2.0  # between a probe's speed and that of the slowest node and the longest answers
