@@ -24,7 +24,7 @@ from pathlib import Path
 import submitit
 from tqdm import tqdm
 
-from randopt import layout, parts
+from randopt import parts
 from randopt.errors import UserError
 from randopt.files import last_words
 from randopt.parts import Parts, Progress
@@ -129,15 +129,7 @@ def generate(
     os.environ["TQDM_DISABLE"] = "1"  # inherited: one bar is enough
     folder = _folder(kept)
     crew: list[_Worker] = []
-    shard = layout.shard_name((progress.start, progress.stop))
-    bar = tqdm(
-        total=progress.stop - progress.start,
-        initial=progress.done,
-        desc=f"{progress.stage} {shard}, {len(shares)} workers",
-        unit="request",
-        mininterval=1.0,
-        dynamic_ncols=True,
-    )
+    bar = progress.bar(f", {len(shares)} workers")
     try:
         for index, (share, devices) in enumerate(zip(shares, assign(groups, len(shares)), strict=True)):
             own = replace(kept, progress_file=f"{folder.name}/{index}.json")

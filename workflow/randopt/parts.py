@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from tqdm import tqdm
 
 from randopt import layout, tables
 from randopt.errors import UserError
@@ -54,6 +55,17 @@ class Progress:
     seconds_generating: float = 0.0
     seconds_total: float = 0.0
     digests: dict[str, str] = field(default_factory=dict)  # request id -> digest of its weights, where it was taken
+
+    def bar(self, note: str = "") -> tqdm:
+        """A progress bar of the shard's requests, from what is done on."""
+        return tqdm(
+            total=self.stop - self.start,
+            initial=self.done,
+            desc=f"{self.stage} {layout.shard_name((self.start, self.stop))}{note}",
+            unit="request",
+            mininterval=1.0,
+            dynamic_ncols=True,
+        )
 
 
 @dataclass(frozen=True)

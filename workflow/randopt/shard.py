@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm import tqdm
 
 from randopt import engines, layout, node, parts, plan, race, tables
 from randopt.engines import Completion, Engine, EngineSettings, Item
@@ -139,16 +138,7 @@ def run_requests(
     `randopt verify` will want the digest of each expert's weights, and of some candidate's; of all it would cost time.
     """
     every = layout.stage_kind(progress.stage) in ("members", "random")  # a members stage takes over from random
-    shard = layout.shard_name((progress.start, progress.stop))
-    bar = tqdm(
-        total=progress.stop - progress.start,
-        initial=progress.done,
-        desc=f"{progress.stage} {shard}",
-        unit="request",
-        mininterval=1.0,
-        dynamic_ncols=True,
-    )
-    with bar, ThreadPoolExecutor(max_workers=1) as writer:
+    with progress.bar() as bar, ThreadPoolExecutor(max_workers=1) as writer:
         pending: Future[None] | None = None
         for request, following in zip_longest(requests, requests[1:]):
             begun = time.perf_counter()

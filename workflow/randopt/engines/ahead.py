@@ -1,8 +1,8 @@
 """The next candidate's tensors, made while the present one answers.
 
 vLLM on a CPU leaves a core idle for as long as Python takes between two operations. A thread of the lowest priority
-makes noise in these gaps: setting the weights then costs a third less (benchmarks/engine.py). Engine `transformers` has
-no such gaps and does without; on a GPU the noise is one fused pass.
+makes noise in these gaps: setting the weights then costs a quarter less (benchmarks/engine.py). Engine `transformers`
+has no such gaps and does without; on a GPU the noise is one fused pass.
 """
 
 import os
