@@ -116,8 +116,9 @@ HELD: list[Any] = []  # the engine of the process
 
 
 def held(manifest: Path, settings: EngineSettings = FLOAT32) -> Any:
-    """The process's engine."""
+    """The process's engine. Noise has been made before it: vLLM's start used to fail once Numba had compiled."""
     if not HELD:
+        noise.perturb(torch.zeros(8), "warm", ((1, 0.1),))
         HELD.append(engines.load("vllm", load_manifest(manifest), settings))
     return HELD[0]
 

@@ -7,6 +7,7 @@ time. Only the ranks of tensor parallelism are processes of their own.
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class VllmEngine:
             whole = current_platform.get_device_total_memory()
             resident, share = device_memory(_base_bytes(manifest, settings.dtype), whole)
             options["gpu_memory_utilization"] = share
-        with _told("loading the model"):
+        with _told("loading the model"), _hidden("llvmlite.binding.ffi"):
             self._llm: Any = LLMEngine.from_engine_args(vllm.EngineArgs(**options))
             table = [[info.name, info.file, info.dtype, list(info.shape)] for info in manifest.tensors]
             held = (str(manifest.folder), table, perturbed, settings.dtype, settings.law, resident)
@@ -307,6 +308,17 @@ def _set_environment(settings: EngineSettings) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # cores are the scheduler's to give
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a job's log is taken from
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Take a module out of sight: vLLM's start looks into every object of every module, and fails at llvmlite's."""
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from randopt import noise
+from randopt.engines import reuse_memory
 from randopt.engines.ahead import Ahead
 from randopt.engines.base_weights import base_tensors
 from randopt.models import checkpoint
@@ -48,6 +49,7 @@ class WorkerExtension:
         memory-mapped, and buffers of its size take the perturbed tensors: memory that is new in each candidate costs
         as much as the noise, and the next candidate's can be made ahead.
         """
+        reuse_memory()  # for ranks that are processes of their own
         # It warns at each reload of layers that load nothing; randopt_shift_all finds those that should.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         infos = [checkpoint.TensorInfo(name, file, kind, tuple(shape)) for name, file, kind, shape in table]
@@ -93,8 +95,11 @@ class WorkerExtension:
 
     def _randopt_load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         self.reload_weights(weights_iterator=tensors)
-        for layer in self._randopt_tied:
-            layer.quant_method.process_weights_after_loading(layer)
+        for layer, owner in self._randopt_tied:
+            if hasattr(owner, "cpu_linear"):
+                layer.cpu_linear = owner.cpu_linear
+            else:
+                layer.quant_method.process_weights_after_loading(layer)
 
     def _randopt_tensors(self, perturbation: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every checkpoint tensor under its name, perturbed; on this rank's device but for those left as they are."""
@@ -109,21 +114,20 @@ class WorkerExtension:
                 yield name, noise.perturb(here, name, perturbation, law=self._randopt_law)
 
     @cached_property
-    def _randopt_tied(self) -> list[Any]:
-        """Layers of the CPU backend that pack a weight which another layer has loaded: a tied output head.
+    def _randopt_tied(self) -> list[tuple[Any, Any]]:
+        """Layers of the CPU backend that use a weight, packed, which another layer has loaded: a tied output head.
 
-        The reload packs a weight again for the layer that loads it alone.
+        With each the layer that loads it, for which alone the reload packs the weight again.
         """
         owners: dict[int, Any] = {}
         tied = []
         for layer in self.model_runner.get_model().modules():
             weight = layer._parameters.get("weight")
-            if (
-                weight is not None
-                and owners.setdefault(id(weight), layer) is not layer
-                and hasattr(layer, "cpu_linear")
-            ):
-                tied.append(layer)
+            if weight is None:
+                continue
+            owner = owners.setdefault(id(weight), layer)
+            if owner is not layer and hasattr(layer, "cpu_linear"):
+                tied.append((layer, owner))
         return tied
 
 
