@@ -14,40 +14,18 @@ import yaml
 from randopt import layout, tables
 from randopt.experiment import load_run
 from tests.conftest import Checkout
-from tests.workflow.tools import jobs, leftovers, refused, said, started, wait_until
+from tests.workflow.tools import jobs, large_scorer, leftovers, refused, said, started, wait_until
 
 PILOT, TOTAL = 32, 128
 LAST, RACED = 64, "00064-00127"  # the last round: its bound is that of the first 64
 PREFIX = "n00128"
-
-# The tiny model hardly ever knows a product. By this scorer its candidates differ, as real ones do by theirs.
-SCORER = '''"""Larger numbers are better."""
-
-from randopt.tasks.scorers.number import score as by_number
-from randopt.tasks.scorers.verdict import Verdict
-
-
-def score(response, reference):
-    found = by_number(response, reference).vote_key
-    reward = 0.0 if found is None else min(float(found) / 25, 1.0)
-    return Verdict(reward, reward > 0.5, reward > 0.5, found)
-'''
-
-
-def own_scorer(checkout: Checkout) -> None:
-    """Add a scorer to the checkout, as its user would."""
-    folder = checkout.folder / "workflow/randopt/tasks/scorers"
-    (folder / "large.py").write_text(SCORER)
-    text = (folder / "__init__.py").read_text().replace("    countdown,\n", "    countdown,\n    large,\n")
-    text = text.replace('Scorer("number",', 'Scorer("large", 1, large.score),\n        Scorer("number",')
-    (folder / "__init__.py").write_text(text)
 
 
 @pytest.fixture(scope="module")
 def raced(tmp_path_factory, tiny_model) -> Checkout:
     """Finished twice: without a race, then with a lossless one."""
     checkout = Checkout(tmp_path_factory.mktemp("race"), tiny_model)
-    own_scorer(checkout)
+    large_scorer(checkout)
     checkout.config["search"].update(candidates=TOTAL, shard_size=TOTAL)
     checkout.config["tasks"][0].update(scorer="large", splits={"select": 12, "confirm": 4, "test": 4})
     checkout.snakemake("--until", "vote")
@@ -140,6 +118,18 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(raced) -> None:
     assert f"{TOTAL - LAST - len(kept) + 1} of {TOTAL - LAST} requests are to be generated" in again.stderr
     assert output.read_bytes() == before
     assert leftovers(raced) == []
+
+
+def test_several_workers_race_to_the_same_bytes(raced) -> None:
+    _, race = runs(raced)
+    output = race / f"search/completions/{RACED}.parquet"
+    before = output.read_bytes()
+    for path in (output, layout.kept_file(output)):
+        path.unlink()
+    name = str(race.relative_to(raced.folder))
+    done = raced.randopt("generate", name, "search", RACED, "--threads", "2", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == before
 
 
 def test_files_of_another_race_are_refused(raced) -> None:

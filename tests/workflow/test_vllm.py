@@ -1,27 +1,73 @@
-"""The workflow with engine vllm: a run of its own, the same texts in float32."""
+"""The workflow with engine vllm: a run of its own with the same texts in float32; raced, by several workers."""
 
 import importlib.util
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+from randopt import tables
 from tests.conftest import Checkout, build_tiny_model
+from tests.workflow.tools import large_scorer
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: run make vllm"
+)
+
+PILOT, TOTAL = 16, 32
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: run make vllm")
-def test_a_search_with_vllm_is_a_run_of_its_own_with_the_same_texts(tmp_path, tmp_path_factory) -> None:
-    checkout = Checkout(tmp_path, build_tiny_model(tmp_path_factory.mktemp("model") / "tiny", head_dim=32))
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Checkout:
+    model = build_tiny_model(tmp_path_factory.mktemp("model") / "tiny", head_dim=32)
+    checkout = Checkout(tmp_path_factory.mktemp("vllm"), model)
+    large_scorer(checkout)
     checkout.config["models"][0]["dtype"] = "float32"
-    checkout.config["search"]["shard_size"] = 16
-    found = {}
-    for engine in ("transformers", "vllm"):
-        checkout.config["engine"] = {"name": engine}
-        before = set(tmp_path.glob("results/tiny/times_table/*"))
-        checkout.snakemake("--cores", "2", "scores")
-        (run,) = set(tmp_path.glob("results/tiny/times_table/*")) - before
-        found[engine] = pl.read_parquet(run / "search" / "completions" / "*.parquet")
-        ledger = pl.read_parquet(run / "search" / "ledger" / "*.parquet").row(0, named=True)
-        assert ledger["device"] == "cpu"
-        assert ("vllm" in "".join(json.loads(ledger["versions"]))) == (engine == "vllm")
-    assert found["vllm"].equals(found["transformers"])
+    checkout.config["search"].update(candidates=TOTAL, shard_size=TOTAL)
+    checkout.config["tasks"][0].update(scorer="large", splits={"select": 12, "confirm": 4, "test": 4})
+    return checkout
+
+
+def searched(checkout: Checkout, *options: str) -> Path:
+    """The folder of the run that the configuration as it is makes."""
+    before = set(checkout.folder.glob("results/tiny/times_table/*"))
+    checkout.snakemake("--until", "select", *options)
+    (run,) = set(checkout.folder.glob("results/tiny/times_table/*")) - before
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(checkout) -> Path:
+    """The search with vLLM, every answer generated, by one worker."""
+    checkout.config["engine"] = {"name": "vllm"}
+    return searched(checkout)
+
+
+def completions(run: Path) -> pl.DataFrame:
+    return pl.read_parquet(run / "search" / "completions" / "*.parquet")
+
+
+def ledger(run: Path) -> pl.DataFrame:
+    return pl.read_parquet(run / "search" / "ledger" / "*.parquet").sort("start")
+
+
+def test_a_search_with_vllm_is_a_run_of_its_own_with_the_same_texts(checkout, plain) -> None:
+    checkout.config["engine"] = {"name": "transformers"}
+    other = searched(checkout)
+    assert completions(plain).equals(completions(other))
+    for run, used in ((plain, True), (other, False)):
+        row = ledger(run).row(0, named=True)
+        assert row["device"] == "cpu"
+        assert ("vllm" in "".join(json.loads(row["versions"]))) == used
+
+
+def test_two_workers_race_to_the_same_experts(checkout, plain) -> None:
+    checkout.config["engine"] = {"name": "vllm"}
+    checkout.config["search"]["race"] = {"mode": "lossless", "pilot": PILOT}
+    race = searched(checkout, "--set-resources", "generate:workers_per_job=2")
+    selection = f"n{TOTAL:05}/selection.parquet"
+    assert (race / selection).read_bytes() == (plain / selection).read_bytes()
+    assert ledger(race)["workers"].to_list() == [2, 2], "the pilot and the round after it"
+    candidates = tables.read(race / f"n{TOTAL:05}/candidates.parquet", tables.CANDIDATES)
+    assert candidates.filter(pl.col("status") == "pruned").height > 2, "the test must prune"

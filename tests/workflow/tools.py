@@ -21,6 +21,19 @@ from tests.conftest import Checkout
 WAIT = 240  # seconds after which something that should have happened counts as never happening
 SEARCH = "search/completions/00000-00015.parquet"
 
+# The tiny model hardly ever knows a product. By this scorer its candidates differ, as real ones do by theirs.
+LARGE_SCORER = '''"""Larger numbers are better."""
+
+from randopt.tasks.scorers.number import score as by_number
+from randopt.tasks.scorers.verdict import Verdict
+
+
+def score(response, reference):
+    found = by_number(response, reference).vote_key
+    reward = 0.0 if found is None else min(float(found) / 25, 1.0)
+    return Verdict(reward, reward > 0.5, reward > 0.5, found)
+'''
+
 
 def new_checkout(folder: Path, model: Path) -> Checkout:
     """A checkout whose stages have one shard each."""
@@ -28,6 +41,15 @@ def new_checkout(folder: Path, model: Path) -> Checkout:
     checkout = Checkout(folder, model)
     checkout.config["search"]["shard_size"] = 16
     return checkout
+
+
+def large_scorer(checkout: Checkout) -> None:
+    """Add the scorer `large` to the checkout, as its user would."""
+    folder = checkout.folder / "workflow/randopt/tasks/scorers"
+    (folder / "large.py").write_text(LARGE_SCORER)
+    text = (folder / "__init__.py").read_text().replace("    countdown,\n", "    countdown,\n    large,\n")
+    text = text.replace('Scorer("number",', 'Scorer("large", 1, large.score),\n        Scorer("number",')
+    (folder / "__init__.py").write_text(text)
 
 
 def copy_of(original: Checkout, folder: Path, model: Path) -> Checkout:
