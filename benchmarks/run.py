@@ -52,6 +52,8 @@ def main() -> None:
         "noise": measure("noise.py"),
         "engine": measure("engine.py"),
         **vllm_figures(),
+        "demo_race": measure("demo_race.py"),
+        "memory": measure("memory.py"),
         "scoring": measure("scoring.py"),
         "dry_run": measure("dry_run.py"),
         "gather": measure("gather.py", *gather),

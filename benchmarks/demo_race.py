@@ -1,0 +1,114 @@
+"""What a race saves on the demo: `python benchmarks/demo_race.py [transformers|vllm]`.
+
+The demo's search for real, 64 candidates on its 48 selection items: once with every answer, once in each mode with a
+pilot of 16. All items of a candidate are in flight at once, so only the tail of the longest answers can be cut.
+"""
+
+import argparse
+import json
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from engine import ROOT, demo_manifest
+from race import table
+from rich.progress import track
+
+from randopt import engines, layout
+from randopt.engines import Completion, EngineSettings
+from randopt.items import references, to_items
+from randopt.race import PRUNED, Abilities, Pilot, Race, bound, likely_bound
+from randopt.requests import Decoding, candidate
+from randopt.score import judge
+from randopt.select import rank
+from randopt.tasks import scorers
+from randopt.tasks.items import make_items
+from randopt.tasks.spec import load_task
+
+CANDIDATES, PILOT, KEEP = 64, 16, 8
+SIGMAS = (0.002, 0.004, 0.008)
+DELTA = 0.01
+
+
+class Search:
+    """The demo's search on one engine: rewards and tokens (N, n) of every answer, and seconds (N,)."""
+
+    def __init__(self, name: str) -> None:
+        engines.share_cores()
+        import torch
+
+        task = load_task("times_table", ROOT / "config" / "tasks")
+        items = make_items(task, ROOT)["select"].sort("item_id")
+        self.scorer = scorers.get(task.scorer)
+        self.expected = references(items)
+        self.items = to_items(items, ROOT)
+        self.ids = tuple(items["item_id"])
+        self.plan = [candidate(1 + index, SIGMAS[index % 3]) for index in range(CANDIDATES)]
+        threads = torch.get_num_threads()
+        settings = EngineSettings("bfloat16", task.max_tokens, 64, "auto", "iid", (), threads, ordered=True)
+        self.engine = engines.load(name, demo_manifest(ROOT / "results" / "bench" / "model"), settings)
+        self.answers(0)  # compiles the kernel and tokenises the items
+        shape = (CANDIDATES, len(self.ids))
+        self.rewards, self.tokens, self.seconds = np.zeros(shape), np.zeros(shape), np.zeros(CANDIDATES)
+        for row in track(range(CANDIDATES), "every answer"):
+            begun = time.perf_counter()
+            found = {completion.item_id: completion for completion in self.answers(row)}
+            self.seconds[row] = time.perf_counter() - begun
+            self.rewards[row] = [self.reward(found[item_id]) for item_id in self.ids]
+            self.tokens[row] = [found[item_id].completion_tokens for item_id in self.ids]
+
+    def reward(self, completion: Completion) -> float:
+        """As the scores table holds it."""
+        item_id = completion.item_id
+        return float(np.float32(judge(self.scorer, item_id, completion.text, self.expected[item_id]).reward))
+
+    def answers(self, row: int, race: Race | None = None) -> list[Completion]:
+        """A candidate's completions, to the end or until it is lost."""
+        self.engine.set_weights(self.plan[row].perturbation)
+        stream = self.engine.generate(self.items, Decoding())
+        return race.watch(stream) if race else list(stream)
+
+    def raced(self, mode: str) -> dict[str, Any]:
+        """Shares of the items, tokens and seconds of the exhaustive search, and whether the experts are the same."""
+        n = len(self.ids)
+        known = Pilot(self.ids, self.rewards[:PILOT], self.tokens[:PILOT].mean(axis=0))
+        model = Abilities(known.rewards, self.scorer.max_reward) if mode == "confident" else None
+        rewards, tokens, seconds = self.rewards.copy(), self.tokens.copy(), self.seconds.copy()
+        answered = np.full(CANDIDATES, n)
+        rounds = layout.race_rounds({"race": {"pilot": PILOT}}, CANDIDATES)
+        for begin, end in pairwise([*rounds, CANDIDATES]):
+            before = table(rewards[:begin], answered[:begin] == n)
+            least, likely = bound(before, KEEP, n), likely_bound(before, KEEP, n, PILOT)
+            race = Race(known, least, self.scorer.max_reward, self.reward, model, likely, DELTA)
+            for row in track(range(begin, end), f"{mode}, bound {least:g}"):
+                begun = time.perf_counter()
+                found = self.answers(row, race)
+                seconds[row] = time.perf_counter() - begun
+                kept = np.array([completion.finish_reason != PRUNED for completion in found])
+                rewards[row] *= kept  # an answer is the same with and without a race
+                tokens[row] *= kept
+                answered[row] = kept.sum()
+        best, ours = (
+            rank(table(earned, complete)).head(KEEP)
+            for earned, complete in ((self.rewards, np.ones(CANDIDATES, bool)), (rewards, answered == n))
+        )
+        return {
+            "candidates stopped": int((answered < n).sum()),
+            "share of the items": round(float(answered.sum() / (CANDIDATES * n)), 3),
+            "share of the tokens": round(float(tokens.sum() / self.tokens.sum()), 3),
+            "share of the seconds": round(float(seconds.sum() / self.seconds.sum()), 3),
+            "same experts": best.equals(ours),
+        }
+
+
+def main() -> None:
+    """Print the figures of both modes as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("engine", nargs="?", choices=["transformers", "vllm"], default="transformers")
+    search = Search(parser.parse_args().engine)
+    print(json.dumps({mode: search.raced(mode) for mode in ("lossless", "confident")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
