@@ -66,8 +66,8 @@ def test_two_workers_race_to_the_same_experts(checkout, plain) -> None:
     checkout.config["engine"] = {"name": "vllm"}
     checkout.config["search"]["race"] = {"mode": "lossless", "pilot": PILOT}
     race = searched(checkout, "--set-resources", "generate:workers_per_job=2")
-    selection = f"n{TOTAL:05}/selection.parquet"
-    assert (race / selection).read_bytes() == (plain / selection).read_bytes()
+    experts = f"n{TOTAL:05}/members/requests.parquet"
+    assert (race / experts).read_bytes() == (plain / experts).read_bytes()
     assert ledger(race)["workers"].to_list() == [2, 2], "the pilot and the round after it"
     candidates = tables.read(race / f"n{TOTAL:05}/candidates.parquet", tables.CANDIDATES)
     assert candidates.filter(pl.col("status") == "pruned").height > 2, "the test must prune"
