@@ -8,10 +8,12 @@ from randopt.experiment import Run
 from randopt.speed import billions
 
 BYTES_PER_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
-# Of the weights in host memory: the pristine base, and those in use or being loaded; vLLM on a CPU also has buffers for
-# the next candidate's and packs its own copy. Measured on CPUs with the demo's 0.27 GB of weights
-# (benchmarks/engine.py): peaks of 1.7 and 3.2 GiB, vLLM's with 1 GiB of cache; larger models and GPUs were not.
-COPIES = {"transformers": 2, "vllm": 4}
+# Of the weights in host memory: the pristine base, those in use, and those being loaded, which vLLM packs on a CPU.
+# On CPUs, models of 0.3, 1.1 and 2.9 GB peaked at 1.4, 3.2 and 6.9 GB, with vLLM at 3.4, 7.3 and 14.9 GB
+# (benchmarks/memory.py): 2.15 and 4.45 times the weights and 0.7 and 2.1 GB, of which 1 is vLLM's cache. The same is
+# asked for on GPUs, where less is held on the host and nothing was measured.
+COPIES = {"transformers": 2.5, "vllm": 5.0}
+OTHER_MB = 6000
 START_MINUTES = 15  # a cold file system, a slow node
 MEASURED_FACTOR = 2.0  # between a probe's speed and that of the slowest node and the longest answers
 MAX_MINUTES = 24 * 60
@@ -19,9 +21,9 @@ MAX_MB = 512_000
 
 
 def generate_mem_mb(run: Run, attempt: int, engines: int = 1) -> int:
-    """Host memory: for each of the `engines` (workers × ranks) its copies of the weights, and 6 GB for the rest."""
+    """Host memory: for each of the `engines` (workers × ranks) its copies of the weights, and OTHER_MB."""
     weights = billions(run.description) * 1000 * BYTES_PER_WEIGHT[run.description["model"]["dtype"]]
-    return min(MAX_MB, int((6000 + COPIES[run.description["engine"]] * weights) * engines * attempt))
+    return min(MAX_MB, int((OTHER_MB + COPIES[run.description["engine"]] * weights) * engines * attempt))
 
 
 def generate_runtime(run: Run, stage: str, shard: str, attempt: int, workers: int = 1) -> int:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +139,10 @@ def run_requests(
     every = layout.stage_kind(progress.stage) in ("members", "random")  # a members stage takes over from random
     with progress.bar() as bar, ThreadPoolExecutor(max_workers=1) as writer:
         pending: Future[None] | None = None
-        for request, following in zip_longest(requests, requests[1:]):
+        for request in requests:
             begun = time.perf_counter()
             engine.set_weights(request.perturbation)
             set_at = time.perf_counter()
-            if following and following.perturbation != request.perturbation and not every:
-                engine.expect(following.perturbation)  # a digest in between would need the tensors' place
             stream = engine.generate(items, request.decoding)
             completions = contest.watch(stream) if contest else list(stream)
             progress.seconds_perturbing += set_at - begun

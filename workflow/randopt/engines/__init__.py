@@ -74,9 +74,6 @@ class Engine(Protocol):
     def set_weights(self, perturbation: Perturbation) -> None:
         """Make the weights base + Σ coefficient·ε(seed), always from the pristine base."""
 
-    def expect(self, perturbation: Perturbation) -> None:
-        """A hint of what set_weights comes next, to be prepared while completions are generated."""
-
     def generate(self, items: Sequence[Item], decoding: Decoding) -> Generator[Completion, None, None]:
         """Completions as they finish, in no particular order; closing the iterator drops the rest."""
 
@@ -96,8 +93,8 @@ def require(name: str) -> None:
 def share_cores() -> None:
     """Keep OpenMP's threads from spinning for long; to be called before torch is imported.
 
-    Threads that spin at barriers starve each other when the machine has other work, and the thread that makes the next
-    weights; those that sleep at once (OMP_WAIT_POLICY=PASSIVE) cost a third of the speed when it has none.
+    Threads that spin at barriers starve each other when the machine has other work; those that sleep at once
+    (OMP_WAIT_POLICY=PASSIVE) cost a third of the speed when it has none.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 

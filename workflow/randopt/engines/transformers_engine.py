@@ -74,9 +74,6 @@ class TransformersEngine:
             noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
         self._current = perturbation
 
-    def expect(self, perturbation: Perturbation) -> None:
-        """Nothing: this engine leaves no core idle, and noise made meanwhile takes as long as it saves."""
-
     def weights_digest(self) -> str:
         """Digest of the live tensors under their checkpoint names."""
         return checkpoint.weights_digest(self._live.items())

@@ -109,11 +109,6 @@ class VllmEngine:
             self._forget()
         self._current = perturbation
 
-    def expect(self, perturbation: Perturbation) -> None:
-        """Say what set_weights comes next, so that on a CPU its tensors are made meanwhile."""
-        with _told("preparing the next weights"):
-            self._llm.collective_rpc("randopt_expect", args=(perturbation,))
-
     def weights_digest(self) -> str:
         """Digest of the checkpoint tensors in use, made once more in every rank.
 

@@ -16,7 +16,6 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from randopt import noise
 from randopt.engines import reuse_memory
-from randopt.engines.ahead import Ahead
 from randopt.engines.base_weights import base_tensors
 from randopt.models import checkpoint
 from randopt.requests import Term
@@ -46,8 +45,7 @@ class WorkerExtension:
         """Read the base (`table`: name, file, dtype, shape of each tensor) and keep it at hand.
 
         On an accelerator it lies in device memory if `resident`, else in page-locked host memory. On the CPU it stays
-        memory-mapped, and buffers of its size take the perturbed tensors: memory that is new in each candidate costs
-        as much as the noise, and the next candidate's can be made ahead.
+        memory-mapped.
         """
         reuse_memory()  # for ranks that are processes of their own
         # It warns at each reload of layers that load nothing; randopt_shift_all finds those that should.
@@ -56,12 +54,9 @@ class WorkerExtension:
         base = base_tensors(Path(folder), infos, getattr(torch, dtype))
         self._randopt_law = law
         self._randopt_perturbed = frozenset(perturbed)
-        self._randopt_ahead: Ahead | None = None
-        if self.device.type == "cpu":
-            self._randopt_ahead = Ahead(base, perturbed, law)
-        elif resident:
+        if resident:
             base = {name: tensor.to(self.device) for name, tensor in base.items()}
-        else:
+        elif self.device.type != "cpu":
             base = {name: tensor.pin_memory() for name, tensor in base.items()}
         self._randopt_base = base
 
@@ -69,11 +64,6 @@ class WorkerExtension:
     def randopt_set_weights(self, perturbation: Sequence[Term]) -> None:
         """Make this rank's weights those of base + Σ coefficient·ε(seed)."""
         self._randopt_load(self._randopt_tensors(perturbation))
-
-    def randopt_expect(self, perturbation: Sequence[Term]) -> None:
-        """Make the tensors of the next perturbation while this one's texts are generated, where that helps."""
-        if self._randopt_ahead is not None:
-            self._randopt_ahead.expect(tuple(perturbation))
 
     @torch.inference_mode()
     def randopt_shift_all(self) -> None:
@@ -103,12 +93,9 @@ class WorkerExtension:
 
     def _randopt_tensors(self, perturbation: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every checkpoint tensor under its name, perturbed; on this rank's device but for those left as they are."""
-        made = self._randopt_ahead.tensors(tuple(perturbation)) if self._randopt_ahead and perturbation else None
         for name, base in self._randopt_base.items():
             if not perturbation or name not in self._randopt_perturbed:
                 yield name, base
-            elif made:
-                yield next(made)
             else:
                 here = base.to(self.device, non_blocking=True)
                 yield name, noise.perturb(here, name, perturbation, law=self._randopt_law)
