@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from engine import ROOT, demo_manifest
 from race import table
-from rich.progress import track
+from tqdm import tqdm
 
 from randopt import engines, layout
 from randopt.engines import Completion, EngineSettings
@@ -51,7 +51,7 @@ class Search:
         self.answers(0)  # compiles the kernel and tokenises the items
         shape = (CANDIDATES, len(self.ids))
         self.rewards, self.tokens, self.seconds = np.zeros(shape), np.zeros(shape), np.zeros(CANDIDATES)
-        for row in track(range(CANDIDATES), "every answer"):
+        for row in tqdm(range(CANDIDATES), "every answer"):
             begun = time.perf_counter()
             found = {completion.item_id: completion for completion in self.answers(row)}
             self.seconds[row] = time.perf_counter() - begun
@@ -81,7 +81,7 @@ class Search:
             before = table(rewards[:begin], answered[:begin] == n)
             least, likely = bound(before, KEEP, n), likely_bound(before, KEEP, n, PILOT)
             race = Race(known, least, self.scorer.max_reward, self.reward, model, likely, DELTA)
-            for row in track(range(begin, end), f"{mode}, bound {least:g}"):
+            for row in tqdm(range(begin, end), f"{mode}, bound {least:g}"):
                 begun = time.perf_counter()
                 found = self.answers(row, race)
                 seconds[row] = time.perf_counter() - begun

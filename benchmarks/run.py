@@ -17,6 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+VLLM = (
+    ("engine_vllm", "engine.py", "vllm"),
+    ("engine_vllm_without_prefix_cache", "engine.py", "vllm", "--no-prefix-cache"),
+)
 
 
 def measure(script: str, *arguments: str) -> dict:
@@ -31,42 +35,38 @@ def measure(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout)
 
 
-def vllm_figures() -> dict:
-    """The engine vllm with and without its prefix cache, where it is installed."""
-    if importlib.util.find_spec("vllm") is None:
-        return {"engine_vllm": {"not run": "run make vllm"}}
-    return {
-        "engine_vllm": measure("engine.py", "vllm"),
-        "engine_vllm_without_prefix_cache": measure("engine.py", "vllm", "--no-prefix-cache"),
-    }
-
-
 def main() -> None:
     """Run everything, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller gather")
     quick = parser.parse_args().quick
     gather = ["--candidates", "20000"] if quick else []
-    found = {
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "noise": measure("noise.py"),
-        "engine": measure("engine.py"),
-        **vllm_figures(),
-        "demo_race": measure("demo_race.py"),
-        "memory": measure("memory.py"),
-        "scoring": measure("scoring.py"),
-        "dry_run": measure("dry_run.py"),
-        "gather": measure("gather.py", *gather),
-        **({} if quick else {"slurm": measure("slurm.py")}),
+    found: dict[str, dict] = {
+        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
     }
+    path = ROOT / "results" / "bench" / "bench.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, script, *arguments in [
+        ("noise", "noise.py"),
+        ("engine", "engine.py"),
+        *VLLM,
+        ("demo_race", "demo_race.py"),
+        ("memory", "memory.py"),
+        ("scoring", "scoring.py"),
+        ("dry_run", "dry_run.py"),
+        ("gather", "gather.py", *gather),
+        *([] if quick else [("slurm", "slurm.py")]),
+    ]:
+        if script == "engine.py" and "vllm" in arguments and importlib.util.find_spec("vllm") is None:
+            found[name] = {"not run": "run make vllm"}
+        else:
+            found[name] = measure(script, *arguments)
+        path.write_text(json.dumps(found, indent=1) + "\n")  # what is measured outlives a later failure
     table = Table("benchmark", "what", "value")
     for name, values in found.items():
         for key, value in values.items():
             table.add_row(name, key.replace("_", " "), json.dumps(value))
     Console(width=110).print(table)
-    path = ROOT / "results" / "bench" / "bench.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
     print(path)
 
 
