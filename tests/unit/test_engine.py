@@ -198,9 +198,9 @@ def test_memory_that_runs_out_is_told_and_what_is_finished_stays(engine, items, 
     def short_of_memory(problems, decoding):
         if progress.done == 1:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), limit[1]))
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (512 << 20), limit[1]))
             # longer ones: what the first request has freed is kept and would do for the same again
-            problems = [Item(item.item_id, (("user", item.messages[0][1] * 4),)) for item in problems]
+            problems = [Item(item.item_id, (("user", item.messages[0][1] * 12),)) for item in problems]
         return generate(problems, decoding)
 
     engine.generate = short_of_memory
