@@ -57,7 +57,7 @@ def main() -> None:
         ("gather", "gather.py", *gather),
         *([] if quick else [("slurm", "slurm.py")]),
     ]:
-        if script == "engine.py" and "vllm" in arguments and importlib.util.find_spec("vllm") is None:
+        if "vllm" in arguments and importlib.util.find_spec("vllm") is None:
             found[name] = {"not run": "run make vllm"}
         else:
             found[name] = measure(script, *arguments)

@@ -98,14 +98,18 @@ def test_people_are_told(raced) -> None:
     assert "-lossless-" in status and f"{TOTAL}/{TOTAL}" in status
 
 
-def test_killed_in_the_middle_it_ends_in_the_same_bytes(raced) -> None:
+def take_away_last_shard(raced: Checkout) -> tuple[Path, bytes, list[str]]:
+    """Its file, what was in it, and the command that makes it again."""
     _, race = runs(raced)
     output = race / f"search/completions/{RACED}.parquet"
     before = output.read_bytes()
     for path in (output, layout.kept_file(output)):
         path.unlink()
-    name = str(race.relative_to(raced.folder))
-    command = ["generate", name, "search", RACED, "--threads", "1"]
+    return output, before, ["generate", str(race.relative_to(raced.folder)), "search", RACED, "--threads", "1"]
+
+
+def test_killed_in_the_middle_it_ends_in_the_same_bytes(raced) -> None:
+    output, before, command = take_away_last_shard(raced)
     parts = layout.parts_folder(output)
     with started(raced, [sys.executable, "-m", "randopt.cli", *command]) as process:
         wait_until(lambda: len(list(parts.glob("[!.]*.parquet"))) >= 20, process)
@@ -121,13 +125,8 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(raced) -> None:
 
 
 def test_several_workers_race_to_the_same_bytes(raced) -> None:
-    _, race = runs(raced)
-    output = race / f"search/completions/{RACED}.parquet"
-    before = output.read_bytes()
-    for path in (output, layout.kept_file(output)):
-        path.unlink()
-    name = str(race.relative_to(raced.folder))
-    done = raced.randopt("generate", name, "search", RACED, "--threads", "2", "--workers", "2")
+    output, before, command = take_away_last_shard(raced)
+    done = raced.randopt(*command[:-1], "2", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == before
 
