@@ -9,18 +9,17 @@ between minutes.
 import argparse
 import json
 import time
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from engine import ROOT, demo_manifest
-from race import table
+from race import races, table
 from tqdm import tqdm
 
-from randopt import engines, layout
+from randopt import engines
 from randopt.engines import Completion, EngineSettings
 from randopt.items import references, to_items
-from randopt.race import PRUNED, Abilities, Pilot, Race, bound, likely_bound
+from randopt.race import PRUNED, Pilot, Race
 from randopt.requests import Decoding, candidate
 from randopt.score import judge
 from randopt.select import rank
@@ -30,7 +29,6 @@ from randopt.tasks.spec import load_task
 
 CANDIDATES, PILOT, KEEP = 64, 16, 8
 SIGMAS = (0.002, 0.004, 0.008)
-DELTA = 0.01
 
 
 class Search:
@@ -74,27 +72,19 @@ class Search:
         """What is left of the search's items, tokens and, after the pilot, seconds; are the experts the same?"""
         n = len(self.ids)
         known = Pilot(self.ids, self.rewards[:PILOT], self.tokens[:PILOT].mean(axis=0))
-        model = Abilities(known.rewards, self.scorer.max_reward) if mode == "confident" else None
-        rewards, tokens, seconds = self.rewards.copy(), self.tokens.copy(), np.zeros(2)
-        answered = np.full(CANDIDATES, n)
-        rounds = layout.race_rounds({"race": {"pilot": PILOT}}, CANDIDATES)
-        for begin, end in pairwise([*rounds, CANDIDATES]):
-            before = table(rewards[:begin], answered[:begin] == n)
-            least, likely = bound(before, KEEP, n), likely_bound(before, KEEP, n, PILOT)
-            race = Race(known, least, self.scorer.max_reward, self.reward, model, likely, DELTA)
-            for row in tqdm(range(begin, end), f"{mode}, bound {least:g}"):
+        tokens, seconds, answered = self.tokens.copy(), np.zeros(2), np.full(CANDIDATES, n)
+        for rows, race in races(known, self.rewards, answered, KEEP, mode, self.scorer.max_reward, self.reward):
+            for row in tqdm(rows, f"{mode}, bound {race.bound:g}"):
                 begun = time.perf_counter()
                 self.answers(row)
                 between = time.perf_counter()
                 found = self.answers(row, race)
                 seconds += between - begun, time.perf_counter() - between
                 kept = np.array([completion.finish_reason != PRUNED for completion in found])
-                rewards[row] *= kept  # an answer is the same with and without a race
-                tokens[row] *= kept
+                tokens[row] *= kept  # an answer is the same with and without a race
                 answered[row] = kept.sum()
         best, ours = (
-            rank(table(earned, complete)).head(KEEP)
-            for earned, complete in ((self.rewards, np.ones(CANDIDATES, bool)), (rewards, answered == n))
+            rank(table(self.rewards, complete)).head(KEEP) for complete in (np.ones(CANDIDATES, bool), answered == n)
         )
         return {
             "candidates stopped": int((answered < n).sum()),

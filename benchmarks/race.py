@@ -144,18 +144,41 @@ def run(
     elif order == "random":
         items = [items[index] for index in np.random.default_rng(0).permutation(n)]
     columns = [ids.index(item.item_id) for item in items]
-    model = Abilities(known.rewards, max_reward) if mode == "confident" else None
     answered, bounds = np.full(total, n), np.full(total, -np.inf)
-    rounds = layout.race_rounds({"race": {"pilot": pilot}}, total) if rounds else [pilot]
-    for begin, end in pairwise([*rounds, total]):
-        before = table(rewards[:begin], answered[:begin] == n)
-        least, likely = bound(before, keep, n), likely_bound(before, keep, n, pilot)
-        race = Race(known, least, max_reward, lambda c: float(c.text), model, likely, delta)
-        bounds[begin:end] = race.bound
-        for row in range(begin, end):
+    for rows, race in races(
+        known, rewards, answered, keep, mode, max_reward, lambda c: float(c.text), delta=delta, rounds=rounds
+    ):
+        for row in rows:
+            bounds[row] = race.bound
             found = race.watch(stream(rewards[row], ids, columns))
             answered[row] = sum(completion.finish_reason != PRUNED for completion in found)
     return answered, bounds
+
+
+def races(
+    known: Pilot,
+    rewards: np.ndarray,
+    answered: np.ndarray,
+    keep: int,
+    mode: str,
+    max_reward: float,
+    judge: Callable[[Completion], float],
+    *,
+    delta: float = 0.01,
+    rounds: bool = True,
+) -> Generator[tuple[range, Race], None, None]:
+    """The rows and the race of each round after the pilot.
+
+    rewards: (N, n), of every answer. answered: (N,) answered items; the caller lowers those of candidates that were
+    stopped before it asks for the next round, whose bound is that of the complete ones.
+    """
+    pilot, (total, n) = len(known.rewards), rewards.shape
+    model = Abilities(known.rewards, max_reward) if mode == "confident" else None
+    begins = layout.race_rounds({"race": {"pilot": pilot}}, total) if rounds else [pilot]
+    for begin, end in pairwise([*begins, total]):
+        before = table(rewards[:begin], answered[:begin] == n)
+        least, likely = bound(before, keep, n), likely_bound(before, keep, n, pilot)
+        yield range(begin, end), Race(known, least, max_reward, judge, model, likely, delta)
 
 
 def stream(rewards: np.ndarray, ids: tuple[str, ...], columns: list[int]) -> Generator[Completion, None, None]:
