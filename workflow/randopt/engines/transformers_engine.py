@@ -70,8 +70,8 @@ class TransformersEngine:
         if perturbation == self._current:
             return
         self._current = ((0, float("nan")),)  # equals nothing: a failure half-way is never mistaken for done
-        for name in self._perturbed:
-            noise.perturb(self._base[name], name, perturbation, law=self.settings.law, out=self._live[name])
+        bases = {name: self._base[name] for name in self._perturbed}
+        noise.perturb_all(bases, perturbation, law=self.settings.law, out=self._live)
         self._current = perturbation
 
     def weights_digest(self) -> str:

@@ -6,7 +6,7 @@ packs them as it did at the start.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from randopt.requests import Term
 # candidate left behind is masked by a factor of 0, which does not help against the NaN of a broken one: without this,
 # every later candidate, and the base, answered differently. Set by import, in every process before the cache is made.
 KVCacheConfig.needs_kv_cache_zeroing = True
+
+GROUP_BYTES = 64 << 20  # five calls of the kernel for the demo's model; calls cost more where vLLM works in between
 
 
 class WorkerExtension:
@@ -93,12 +95,12 @@ class WorkerExtension:
 
     def _randopt_tensors(self, perturbation: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every checkpoint tensor under its name, perturbed; on this rank's device but for those left as they are."""
-        for name, base in self._randopt_base.items():
-            if not perturbation or name not in self._randopt_perturbed:
-                yield name, base
-            else:
-                here = base.to(self.device, non_blocking=True)
-                yield name, noise.perturb(here, name, perturbation, law=self._randopt_law)
+        for names in _groups(self._randopt_base):
+            chosen = [name for name in names if perturbation and name in self._randopt_perturbed]
+            here = {name: self._randopt_base[name].to(self.device, non_blocking=True) for name in chosen}
+            made = noise.perturb_all(here, perturbation, law=self._randopt_law)
+            for name in names:
+                yield name, made.pop(name) if name in made else self._randopt_base[name]
 
     @cached_property
     def _randopt_tied(self) -> list[tuple[Any, Any]]:
@@ -116,6 +118,19 @@ class WorkerExtension:
             if owner is not layer and hasattr(layer, "cpu_linear"):
                 tied.append((layer, owner))
         return tied
+
+
+def _groups(base: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
+    """Names of neighbours in the checkpoint that are made at once: one tensor, or several of GROUP_BYTES in all."""
+    group: list[str] = []
+    size = 0
+    for name, tensor in base.items():
+        if group and size + tensor.nbytes > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += tensor.nbytes
+    yield group
 
 
 def _kind(kind: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ import logging
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-__all__ = ["LAWS", "NOISE_VERSION", "perturb", "runs_on", "shape_key", "tensor_key"]
+__all__ = ["LAWS", "NOISE_VERSION", "perturb", "perturb_all", "runs_on", "shape_key", "tensor_key"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ LAWS = ("iid", "tied")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
+@lru_cache(maxsize=1 << 16)  # names and shapes come again with each candidate
 def _hash(text: str) -> int:
     """The first 8 bytes, little-endian, of BLAKE2b(digest_size=8) of the UTF-8 text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -108,6 +109,55 @@ def perturb(
     return result
 
 
+def perturb_all(
+    bases: "Mapping[str, torch.Tensor]",
+    terms: Sequence[tuple[int, float]],
+    *,
+    law: str = "iid",
+    out: "Mapping[str, torch.Tensor] | None" = None,
+) -> "dict[str, torch.Tensor]":
+    """Checkpoint name -> perturb(base, name, terms, law=law, out=out[name]), for many torch tensors: the same bits.
+
+    On the host their kernel is called once: with tensors as small as a layer norm the calls took a quarter of the
+    time. No out may overlap the base of another tensor.
+    Raises UserError as perturb does, before anything is written, for all tensors on the host.
+    """
+    from randopt.noise import kernel
+
+    checked = _checked_terms(terms)
+    pieces: dict[str, list[kernel.Piece]] = {}
+    results: dict[str, Any] = {}
+    others = []
+    for name, base in bases.items():
+        target = None if out is None else out[name]
+        if not checked or not _fit_for_pieces(base, target):
+            others.append(name)
+            continue
+        dtype = _checked_dtype(base, name)
+        key = _checked_key(name, law, tuple(base.shape), 0, None)
+        if target is None:
+            target = _new(base, "cpu")
+        else:
+            _check_out(base, target, name)
+        pieces.setdefault(dtype, []).append(kernel.Piece(base.data_ptr(), target.data_ptr(), base.numel(), key))
+        results[name] = target
+    for name in others:
+        results[name] = perturb(bases[name], name, checked, law=law, out=None if out is None else out[name])
+    for dtype, same in pieces.items():
+        kernel.perturb_pieces(same, kernel.LAYOUTS[dtype], checked, _thread_limit(results[name], None))
+    return {name: results[name] for name in bases}
+
+
+def _fit_for_pieces(base: Any, target: Any) -> bool:
+    """Whether both, if target is given, are contiguous torch tensors on the host, the same memory or disjoint."""
+    given = (base,) if target is None else (base, target)
+    if not all(_is_torch(array) and array.device.type == "cpu" and array.is_contiguous() for array in given):
+        return False
+    if target is None or base.data_ptr() == target.data_ptr():
+        return True
+    return base.untyped_storage().data_ptr() != target.untyped_storage().data_ptr()
+
+
 def runs_on(device: "torch.device") -> bool:
     """Whether perturb works on that device itself; if not, a tensor there is computed on the host and copied.
 
@@ -175,8 +225,8 @@ def _perturb_bits(
         return
     from randopt.noise import kernel
 
-    layouts = {"float32": kernel.FLOAT32, "bfloat16": kernel.BFLOAT16, "float16": kernel.FLOAT16}
-    kernel.perturb_bits(source, target, layouts[dtype], key, terms, start, threads)
+    piece = kernel.Piece(source.ctypes.data, target.ctypes.data, source.size, key, start)
+    kernel.perturb_pieces([piece], kernel.LAYOUTS[dtype], terms, threads)
 
 
 def _is_torch(array: Any) -> bool:

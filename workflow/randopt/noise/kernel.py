@@ -1,8 +1,9 @@
 """Noise version 1 on the CPU: one Numba kernel for float32, float16 and bfloat16, bit-equal to reference.py.
 
-The work goes in strips that stay in the L2 cache, each in three steps over a float32 buffer: decode the base,
-add one scaled draw per term, round and store. A step is a plain loop over unsigned integers that LLVM turns
-into vector code. fastmath stays off: it would allow a fused multiply-add and other sums than the reference's.
+One call takes many tensors, by address, so that small ones cost little. The work goes in strips that stay in the
+L2 cache, each in three steps over a float32 buffer: decode the base, add one scaled draw per term, round and store. A
+step is a plain loop over unsigned integers that LLVM turns into vector code. fastmath stays off: it would allow a
+fused multiply-add and other sums than the reference's.
 
 In Numba, uint32 with uint32 gives uint64 and uint64 with a literal gives float64; hence the casts.
 """
@@ -10,15 +11,19 @@ In Numba, uint32 with uint32 gives uint64 and uint64 with a literal gives float6
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from randopt.noise import quantiles
 from randopt.noise.reference import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+LAYOUTS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 # Elements per strip, a multiple of 8. Its sums and table entries (128 KiB each) and 16-bit draws (64 KiB) share the
 # L2 cache with one table of 128 KiB. With many terms each table is fetched once per strip: 300 terms on two cores run
@@ -43,6 +48,9 @@ def _compile(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
+
+
+_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic  # its first argument is Numba's own affair
 
 
 @_compile()
@@ -76,14 +84,46 @@ def blocks(words, key, seed, first):
         words[np.uint64(4) * b + np.uint64(3)] = c3
 
 
+@_intrinsic
+def _pointer(_, address):
+    """The pointer of an address given as an integer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@_intrinsic
+def _prefetch(_, array, index):
+    """Have the processor fetch the cache line of array[index] into L2, and go on meanwhile; index: int64."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(fetch, [place, number(0), number(2), number(1)])  # to read, in L2, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 @_compile()
-def _look_up(entries, draws, table):
+def _look_up(entries, draws, table, following):
     """entries (n,) uint32 = table[k], k the lower 15 bits of each of the draws (n,) uint16.
 
-    A loop of its own, which LLVM leaves scalar: vector code would take the draws out of vectors one by one.
+    A loop of its own, which LLVM leaves scalar: vector code would take the draws out of vectors one by one. It is
+    the longest step and leaves the memory idle, so the base's next strip, `following` (any size), is fetched meanwhile.
     """
-    for i in range(np.uint64(draws.size)):
-        entries[i] = table[np.uint32(draws[i]) & np.uint32(0x7FFF)]
+    line = np.uint64(64 // following.itemsize)
+    lines = np.uint64(following.size) // line
+    for first in range(np.uint64(0), np.uint64(draws.size), line):
+        if first < lines * line:
+            _prefetch(following, np.int64(first))
+        for i in range(first, min(first + line, np.uint64(draws.size))):
+            entries[i] = table[np.uint32(draws[i]) & np.uint32(0x7FFF)]
 
 
 @_compile()
@@ -156,7 +196,7 @@ def _encode(out, total, layout):
 
 
 @_compile()
-def _perturb_strip(base, out, layout, start, key, seeds, tables):
+def _perturb_strip(base, out, following, layout, start, key, seeds, tables):
     """out (n,) = round(base (n,) + Σ terms); flat index 0 is element `start` (uint64) of the tensor."""
     skipped = np.int64(start & np.uint64(7))
     first = start >> np.uint64(3)
@@ -167,46 +207,79 @@ def _perturb_strip(base, out, layout, start, key, seeds, tables):
     _decode(total, base, layout)
     for term in range(seeds.size):
         blocks(words, key, seeds[term], first)
-        _look_up(entries, draws, tables[term])
+        _look_up(entries, draws, tables[term], following)
         _add(total, entries, draws)
     _encode(out, total, layout)
 
 
+@_compile()
+def _strip(strip, firsts, sizes):
+    """Which piece a strip is of, where it begins there and how many elements it has; none beyond the last strip."""
+    if strip >= firsts[-1]:
+        return 0, 0, 0
+    piece = np.searchsorted(firsts, strip, side="right") - 1
+    low = (strip - firsts[piece]) * STRIP
+    return piece, low, min(STRIP, sizes[piece] - low)
+
+
 @_compile(parallel=True)
-def _perturb(base, out, layout, start, key, seeds, tables):
-    """_perturb_strip over all strips, by as many threads as numba.get_num_threads() says."""
-    for strip in numba.prange((base.size + STRIP - 1) // STRIP):
-        low = strip * STRIP
-        high = min(low + STRIP, base.size)
-        _perturb_strip(base[low:high], out[low:high], layout, start + np.uint64(low), key, seeds, tables)
+def _perturb(sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables):
+    """_perturb_strip over the strips of all pieces, by as many threads as numba.get_num_threads() says.
+
+    sources, targets, keys, starts (pieces,) uint64; sizes (pieces,) int64; firsts (pieces + 1,) int64, the number of
+    strips before each piece and of all; like: an array of the pieces' type.
+    """
+    width = like.itemsize
+    for strip in numba.prange(firsts[-1]):
+        piece, low, size = _strip(strip, firsts, sizes)
+        following, ahead, more = _strip(strip + 1, firsts, sizes)
+        _perturb_strip(
+            numba.carray(_pointer(sources[piece] + np.uint64(low * width)), (size,), like.dtype),
+            numba.carray(_pointer(targets[piece] + np.uint64(low * width)), (size,), like.dtype),
+            numba.carray(_pointer(sources[following] + np.uint64(ahead * width)), (more,), like.dtype),
+            layout,
+            starts[piece] + np.uint64(low),
+            keys[piece],
+            seeds,
+            tables,
+        )
+
+
+class Piece(NamedTuple):
+    """A tensor or a range of its flat indices: `size` bit patterns in C order, read at one address, written at another.
+
+    The caller keeps that memory alive. Both ranges are the same or disjoint, and no other piece's are written.
+    """
+
+    source: int
+    target: int
+    size: int
+    key: int  # the tensor key t
+    start: int = 0  # flat index in the tensor of the first element
 
 
 # Numba's plain thread pool aborts the process when two Python threads enter it at once.
 _one_at_a_time = threading.Lock()
 
 
-def perturb_bits(
-    base: np.ndarray,
-    out: np.ndarray,
-    layout: int,
-    key: int,
-    terms: Sequence[tuple[int, float]],
-    start: int = 0,
-    threads: int | None = None,
+def perturb_pieces(
+    pieces: Sequence[Piece], layout: int, terms: Sequence[tuple[int, float]], threads: int | None = None
 ) -> None:
-    """out = round(float32(base) + Σ float32(coefficient · z)), on bit patterns.
+    """target = round(float32(source) + Σ float32(coefficient · z)) of every piece, all of one layout.
 
-    base, out: (n,), contiguous, both uint32 (layout FLOAT32) or both uint16 (BFLOAT16, FLOAT16); the same
-    memory or disjoint. key: the tensor key t. terms: (seed, coefficient), at least one. start: the flat index
-    of base[0] in its tensor. threads: at most numba.get_num_threads(), which is also the default; the result
-    does not depend on it.
+    terms: (seed, coefficient), at least one. threads: at most numba.get_num_threads(), which is also the default; the
+    result does not depend on it.
     """
+    sources, targets, sizes, keys, starts = np.array(pieces, dtype=np.uint64).T.copy()
+    sizes = sizes.astype(np.int64)
+    firsts = np.concatenate([[0], np.cumsum((sizes + STRIP - 1) // STRIP)])
+    like = np.empty(0, np.uint32 if layout == FLOAT32 else np.uint16)
     seeds = np.array([seed for seed, _ in terms], dtype=np.uint64)
     tables = quantiles.scaled(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
     available = numba.get_num_threads()
     with _one_at_a_time:
         numba.set_num_threads(max(1, min(available, threads or available)))
         try:
-            _perturb(base, out, layout, np.uint64(start), np.uint64(key), seeds, tables)
+            _perturb(sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables)
         finally:
             numba.set_num_threads(available)
