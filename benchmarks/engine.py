@@ -2,7 +2,8 @@
 
 On the demo's model: 64 items of its task with short answers, and 64 of countdown with long ones. Generating alone and
 the whole loop (weights, generation, part files on disk) take turns of a few candidates, so that a machine that slows
-down slows both. What a shard does once, the digest of a candidate's weights, counts for a 32nd per candidate.
+down slows both. What a shard does once, the digest of a candidate's weights, counts for a 32nd per candidate. Then the same
+with an engine per core, as `workers_per_job` starts them.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import json
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -79,6 +82,8 @@ def bench(name: str, prefix_caching: bool = True) -> dict:
         "peak_memory_gib": round(peak, 2),
         "countdown": countdown(engine),
     }
+    if threads > 1:
+        found["an_engine_per_core"] = side_by_side(name, threads, short["seconds_generating_per_candidate"])
     if name == "transformers":
         with tempfile.TemporaryDirectory() as folder:
             found |= plain_way(manifest, Path(folder))
@@ -115,9 +120,42 @@ def against_generating(engine: Any, ids: list[str], problems: list[Item], candid
         "max_tokens": engine.settings.max_tokens,
         "seconds_set_weights": round(statistics.median(setting), 3),
         "seconds_digest": round(digest, 2),
-        "seconds_generating_per_candidate": round(alone / candidates, 2),
+        "seconds_generating_per_candidate": round(alone / candidates, 3),
         "share_of_pure_generation": round(alone / loop, 3),
     }
+
+
+def side_by_side(name: str, workers: int, one: float) -> dict:
+    """What as many engines of one thread each do at once, beside one engine that generates in `one` seconds."""
+    command = [sys.executable, __file__, name, "--worker"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(workers)]
+    try:
+        found = [json.loads(process.stdout.readline()) for process in running if process.stdout]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    alone = statistics.mean(each["seconds_generating_per_candidate"] for each in found)
+    share = statistics.mean(each["share_of_pure_generation"] for each in found)
+    return {
+        "engines": workers,
+        "seconds_set_weights": round(statistics.mean(each["seconds_set_weights"] for each in found), 3),
+        "seconds_generating_per_candidate": round(alone, 2),
+        "share_of_pure_generation": round(share, 3),
+        "generating_against_one_engine_generating": round(workers * one / alone, 3),
+        "loop_against_one_engine_generating": round(workers * one * share / alone, 3),
+    }
+
+
+def worker(name: str) -> None:
+    """One of the engines side by side: prints its figures, and keeps its core busy until it is ended."""
+    engines.share_cores()
+    manifest = demo_manifest(ROOT / "results" / "bench" / "model")
+    engine = engines.load(name, manifest, EngineSettings("bfloat16", 16, 64, "auto", "iid", (), threads=1))
+    ids, problems = task_items("times_table")
+    print(json.dumps(against_generating(engine, ids, problems, candidates=24, turn=4)), flush=True)
+    while True:
+        list(engine.generate(problems, Decoding()))
 
 
 def plain_way(manifest: Manifest, folder: Path, repeats: int = 3) -> dict:
@@ -176,7 +214,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("engine", nargs="?", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--no-prefix-cache", action="store_true")
+    parser.add_argument("--worker", action="store_true", help="one of the engines side by side")
     arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.engine)
     print(json.dumps(bench(arguments.engine, not arguments.no_prefix_cache), indent=2))
 
 

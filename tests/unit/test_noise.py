@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -249,6 +250,21 @@ def test_threads_change_nothing():
         results += pool.map(lambda _: noise.perturb(base, NAME, TERM), range(8))
     assert all(torch.equal(result, results[0]) for result in results)
     assert numba.get_num_threads() == available
+
+
+def test_torch_keeps_the_threads_it_was_told_to_use():
+    """In a process of its own: Numba starts its threads once, and then sets OpenMP's number for all."""
+    script = f"""
+import torch
+from randopt import noise
+torch.set_num_threads(1)
+torch.set_num_threads = None  # vLLM replaces it
+noise.perturb(torch.zeros({3 * kernel.STRIP}), "a", [(1, 0.1)])
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["1"]
 
 
 # What a seed means, for ever

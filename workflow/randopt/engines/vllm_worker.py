@@ -5,13 +5,15 @@ tensors under their checkpoint names, whole, and hands them to vLLM's own checkp
 packs them as it did at the start.
 """
 
+import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.model_executor.model_loader.reload import layerwise
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from randopt import noise
@@ -26,6 +28,33 @@ from randopt.requests import Term
 KVCacheConfig.needs_kv_cache_zeroing = True
 
 GROUP_BYTES = 64 << 20  # five calls of the kernel for the demo's model; calls cost more where vLLM works in between
+
+
+def _counted_once(measure: Callable[..., tuple[int, Any]]) -> Callable[..., tuple[int, Any]]:
+    """vLLM's count of how much of a parameter a tensor fills, taken at its first reload alone.
+
+    To know when a layer is complete vLLM loads every tensor twice, the first time without data under a dispatch mode
+    in Python. What that finds depends on shapes and shards alone, and is kept with the parameter.
+    """
+
+    def count(loader: Callable[..., Any], bound: inspect.BoundArguments) -> tuple[int, Any]:
+        given = dict(bound.arguments)
+        parameter = given.pop("param", None)
+        if parameter is None or not parameter.is_meta:
+            return measure(loader, bound)
+        shapes = tuple(tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in given.values())
+        known = parameter.__dict__.setdefault("randopt_counts", {})
+        try:
+            if shapes not in known:
+                known[shapes] = measure(loader, bound)
+            return known[shapes]
+        except TypeError:  # an argument that cannot be looked up
+            return measure(loader, bound)
+
+    return count
+
+
+layerwise.get_numel_loaded = _counted_once(layerwise.get_numel_loaded)
 
 
 class WorkerExtension:

@@ -11,6 +11,7 @@ In Numba, uint32 with uint32 gives uint64 and uint64 with a literal gives float6
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numba
@@ -262,6 +263,21 @@ class Piece(NamedTuple):
 _one_at_a_time = threading.Lock()
 
 
+@cache
+def _started() -> int:
+    """How many threads Numba has; the first time it starts them.
+
+    It then tells OpenMP, which torch uses too, to take that many from then on: torch would go on with every core of
+    the machine, however few it was told to use. So it is told again, in a way that vLLM has not replaced.
+    """
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    available = numba.get_num_threads()
+    if torch:
+        torch._C.set_num_threads(before)
+    return available
+
+
 def perturb_pieces(
     pieces: Sequence[Piece], layout: int, terms: Sequence[tuple[int, float]], threads: int | None = None
 ) -> None:
@@ -276,8 +292,8 @@ def perturb_pieces(
     like = np.empty(0, np.uint32 if layout == FLOAT32 else np.uint16)
     seeds = np.array([seed for seed, _ in terms], dtype=np.uint64)
     tables = quantiles.scaled(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
-    available = numba.get_num_threads()
     with _one_at_a_time:
+        available = _started() and numba.get_num_threads()
         numba.set_num_threads(max(1, min(available, threads or available)))
         try:
             _perturb(sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables)
