@@ -24,8 +24,8 @@ from tests.workflow.tools import (
     wait_until,
 )
 
-TOTAL = 48
-SHARD = "00000-00047"
+TOTAL = 240
+SHARD = f"00000-{TOTAL - 1:05}"
 SEARCH = f"search/completions/{SHARD}.parquet"
 
 
