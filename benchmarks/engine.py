@@ -2,8 +2,8 @@
 
 On the demo's model: 64 items of its task with short answers, and 64 of countdown with long ones. Generating alone and
 the whole loop (weights, generation, part files on disk) take turns of a few candidates, so that a machine that slows
-down slows both. What a shard does once, the digest of a candidate's weights, counts for a 32nd per candidate. Then the same
-with an engine per core, as `workers_per_job` starts them.
+down slows both. What a shard does once, the digest of a candidate's weights, counts for a 32nd per candidate. Then
+the same with an engine per core, as `workers_per_job` starts them.
 """
 
 import argparse
