@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +13,7 @@ import pytest
 
 from randopt import tables
 from tests.conftest import Checkout, build_tiny_model
-from tests.workflow.tools import large_scorer
+from tests.workflow.tools import WAIT, large_scorer, output_of, started, wait_until
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: run make vllm"
@@ -71,3 +75,46 @@ def test_two_workers_race_to_the_same_experts(checkout, plain) -> None:
     assert ledger(race)["workers"].to_list() == [2, 2], "the pilot and the round after it"
     candidates = tables.read(race / f"n{TOTAL:05}/candidates.parquet", tables.CANDIDATES)
     assert candidates.filter(pl.col("status") == "pruned").height > 2, "the test must prune"
+
+
+def test_memory_that_runs_out_ends_the_shard_and_loses_nothing(checkout, plain) -> None:
+    """A job whose limit leaves no room for vLLM's cache, between one that was killed and one with enough."""
+    completions = plain / f"search/completions/00000-{TOTAL - 1:05}.parquet"
+    whole = completions.read_bytes()
+    for name in ("completions", "ledger"):
+        shutil.rmtree(plain / "search" / name)
+    folder, shard = str(plain.relative_to(checkout.folder)), completions.stem
+    command = [sys.executable, "-m", "randopt.cli", "generate", folder, "search", shard, "--threads", "2"]
+
+    def parts() -> set[str]:
+        return {path.name for path in completions.with_suffix(".parts").glob("[!.]*.parquet")}
+
+    with started(checkout, command) as process:
+        wait_until(lambda: len(parts()) >= 4, process)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    kept = parts()
+    (peak,) = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmPeak:"))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (peak - (512 << 20), peak))
+
+    with open(checkout.folder / "output.txt", "w") as output:
+        done = subprocess.run(
+            command,
+            cwd=checkout.folder,
+            env=checkout.environment,
+            stdout=output,
+            stderr=output,
+            preexec_fn=limit,
+            timeout=WAIT,
+            check=False,
+        )
+    said = output_of(checkout)
+    assert done.returncode == 2, said
+    assert "error: vLLM failed while loading the model" in said and "memory" in said
+    assert parts() == kept
+
+    again = checkout.randopt(*command[3:])
+    assert f"{TOTAL - len(kept)} of {TOTAL} requests are to be generated" in again.stderr
+    assert again.returncode == 0, again.stderr
+    assert completions.read_bytes() == whole

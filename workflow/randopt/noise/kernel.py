@@ -264,18 +264,17 @@ _one_at_a_time = threading.Lock()
 
 
 @cache
-def _started() -> int:
-    """How many threads Numba has; the first time it starts them.
+def _start_threads() -> None:
+    """Have Numba start its threads, once.
 
     It then tells OpenMP, which torch uses too, to take that many from then on: torch would go on with every core of
     the machine, however few it was told to use. So it is told again, in a way that vLLM has not replaced.
     """
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
-    available = numba.get_num_threads()
+    numba.get_num_threads()
     if torch:
         torch._C.set_num_threads(before)
-    return available
 
 
 def perturb_pieces(
@@ -293,7 +292,8 @@ def perturb_pieces(
     seeds = np.array([seed for seed, _ in terms], dtype=np.uint64)
     tables = quantiles.scaled(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
     with _one_at_a_time:
-        available = _started() and numba.get_num_threads()
+        _start_threads()
+        available = numba.get_num_threads()
         numba.set_num_threads(max(1, min(available, threads or available)))
         try:
             _perturb(sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables)
