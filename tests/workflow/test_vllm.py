@@ -4,7 +4,6 @@ import importlib.util
 import json
 import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -95,22 +94,10 @@ def test_memory_that_runs_out_ends_the_shard_and_loses_nothing(checkout, plain) 
     kept = parts()
     (peak,) = (int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmPeak:"))
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (peak - (512 << 20), peak))
-
-    with open(checkout.folder / "output.txt", "w") as output:
-        done = subprocess.run(
-            command,
-            cwd=checkout.folder,
-            env=checkout.environment,
-            stdout=output,
-            stderr=output,
-            preexec_fn=limit,
-            timeout=WAIT,
-            check=False,
-        )
+    with started(checkout, command) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (peak - (512 << 20), peak))
+        assert process.wait(timeout=WAIT) == 2
     said = output_of(checkout)
-    assert done.returncode == 2, said
     assert "error: vLLM failed while loading the model" in said and "memory" in said
     assert parts() == kept
 
