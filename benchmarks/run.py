@@ -2,7 +2,7 @@
 
 Each runs in a process of its own, so that memory and thread pools do not carry over. `--quick` shrinks the gather to
 20,000 candidates and leaves out the SLURM cluster; in full they write 200 million rows (1 GiB) into the temporary
-folder and run 200 jobs on this machine (half an hour on two cores).
+folder and run 200 jobs on this machine (three quarters of an hour on two cores).
 """
 
 import argparse
@@ -11,6 +11,8 @@ import json
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -35,6 +37,16 @@ def measure(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout)
 
 
+def flat(values: dict, before: str = "") -> Iterator[tuple[str, str]]:
+    """Rows of the table: the words that lead to each value of a nested dictionary, and the value."""
+    for key, value in values.items():
+        what = f"{before}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield from flat(value, f"{what}: ")
+        else:
+            yield what, value if isinstance(value, str) else json.dumps(value)
+
+
 def main() -> None:
     """Run everything, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,7 +58,7 @@ def main() -> None:
     }
     path = ROOT / "results" / "bench" / "bench.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for name, script, *arguments in [
+    planned = [
         ("noise", "noise.py"),
         ("engine", "engine.py"),
         *VLLM,
@@ -56,7 +68,12 @@ def main() -> None:
         ("dry_run", "dry_run.py"),
         ("gather", "gather.py", *gather),
         *([] if quick else [("slurm", "slurm.py")]),
-    ]:
+    ]
+    console = Console(width=110)
+    begun = time.monotonic()
+    for number, (name, script, *arguments) in enumerate(planned, start=1):
+        minutes = (time.monotonic() - begun) / 60
+        console.rule(f"{number} of {len(planned)}: {name.replace('_', ' ')}, after {minutes:.0f} minutes")
         if "vllm" in arguments and importlib.util.find_spec("vllm") is None:
             found[name] = {"not run": "run make vllm"}
         else:
@@ -64,10 +81,10 @@ def main() -> None:
         path.write_text(json.dumps(found, indent=1) + "\n")  # what is measured outlives a later failure
     table = Table("benchmark", "what", "value")
     for name, values in found.items():
-        for key, value in values.items():
-            table.add_row(name, key.replace("_", " "), json.dumps(value))
-    Console(width=110).print(table)
-    print(path)
+        for what, value in flat(values):
+            table.add_row(name.replace("_", " "), what, value)
+    console.print(table)
+    console.print(str(path))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from randopt.speed import billions
 
 BYTES_PER_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Of the weights in host memory: the pristine base, those in use, and those being loaded, which vLLM packs on a CPU.
-# On CPUs, models of 0.3, 1.1 and 2.9 GB peaked at 1.4, 3.2 and 6.9 GB; with vLLM those of 0.3 and 1.1 GB at 3.1 and
-# 6.2 GB (benchmarks/memory.py): 2.15 and 3.7 times the weights and 0.7 and 2 GB, of which 1 is vLLM's cache. GPUs are
-# asked the same, where less is held on the host; nothing was measured there.
+# On CPUs, models of 0.3, 1.1 and 2.9 GB peaked at 1.4, 3.2 and 6.9 GB; with vLLM at 3.1, 6.2 and 12.1 GB
+# (benchmarks/memory.py): 2.16 and 3.5 times the weights and 0.7 and 2.1 GB, of which 1 is vLLM's cache. GPUs are asked
+# the same, where less is held on the host; nothing was measured there.
 COPIES = {"transformers": 2.5, "vllm": 4.5}
 OTHER_MB = 6000
 START_MINUTES = 15  # a cold file system, a slow node
