@@ -154,7 +154,7 @@ def install(packages: list[str]) -> str:
 
 
 class Cluster:
-    """A cluster in `folder`. Its daemons are known by their pid files and nothing else is ever signalled."""
+    """A cluster in `folder`. It signals its daemons, known by their pid files, and the processes of its jobs."""
 
     def __init__(self, folder: Path, accounting: bool = False) -> None:
         self.folder = Path(folder)
@@ -189,6 +189,7 @@ class Cluster:
         pids = {path: "slurmd" for path in self.folder.glob("pid/slurmd.*.pid")}
         for path in pids:
             self._kill_jobs_of(path.name.split(".")[1])
+        self._kill_left_behind()
         pids[self.folder / "pid/slurmctld.pid"] = "slurmctld"
         with ThreadPoolExecutor() as pool:  # each takes seconds to say goodbye
             list(pool.map(self._end, pids, pids.values()))
@@ -242,6 +243,14 @@ class Cluster:
                 for pid in tree(step.pid):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    def _kill_left_behind(self) -> None:
+        """kill -9 of what a cancelled job has left: without cgroups SLURM loses a process whose parent went first."""
+        for process in processes():
+            environment = environment_of(process.pid)
+            if environment.get("SLURM_CLUSTER_NAME") == "lab" and environment.get("SLURMD_NODENAME") in self.nodes():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     @staticmethod
     def _node_of(pid: int) -> str | None:

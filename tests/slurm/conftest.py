@@ -14,7 +14,7 @@ from tests.conftest import Checkout
 from tests.slurm.cluster import Cluster, kept, run, unavailable, wait_for
 from tests.workflow.tools import leftovers
 
-SHARDS, SHARD = 4, 60
+SHARDS, SHARD = 4, 240  # a shard lasts some seconds after its first request: time for a fault to hit it
 PATIENCE = 300  # seconds within which anything on the cluster must have happened
 
 

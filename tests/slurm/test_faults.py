@@ -176,7 +176,7 @@ def test_a_killed_driver_and_two_at_once(cluster, site, undisturbed_site) -> Non
 def test_a_full_and_a_read_only_results_folder_for_a_while(cluster, site, undisturbed_site) -> None:
     disk = site.folder / "results"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
     mounted = subprocess.run(mount, capture_output=True, text=True, timeout=60)
     if mounted.returncode:
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
