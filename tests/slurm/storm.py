@@ -120,8 +120,18 @@ def storm(cluster: Cluster, site: Site, undisturbed: Site, faults: int, chance: 
         driver.wait(timeout=60)
         return True
 
+    def resume_nodes() -> None:
+        """What an administrator does: a controller that was killed may find jobs twice, and closes their nodes."""
+        with suppress(subprocess.SubprocessError):  # no controller just now
+            for line in set(run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()):
+                node, state = line.split()
+                if state.startswith("drain"):
+                    run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+                    struck["nodes resumed"] += 1
+
     kinds = [kill_worker, cancel_job, crash_node, restart_controller, kill_driver]
-    next_fault = 0.0
+    next_fault = next_resume = 0.0
+    left = faults
     while True:
         starts += 1
         log = f"driver-{starts}.log"
@@ -135,10 +145,14 @@ def storm(cluster: Cluster, site: Site, undisturbed: Site, faults: int, chance: 
                     if time.monotonic() > back:
                         cluster.start_node(node)
                         del down[node]
-                if time.monotonic() > next_fault and struck.total() < faults and watch.parts:
+                if time.monotonic() > next_resume:
+                    resume_nodes()
+                    next_resume = time.monotonic() + 10
+                if time.monotonic() > next_fault and left and watch.parts:
                     fault = chance.choice(kinds)
                     if fault():
                         struck[fault.__name__] += 1
+                        left -= 1
                     next_fault = time.monotonic() + chance.uniform(*CALM_SECONDS)
                 time.sleep(0.1)
         assert "Traceback" not in site.said(log), site.said(log)
