@@ -30,11 +30,12 @@ ETC = Path("/etc/slurm")
 LINKED = ("slurm.conf", "gres.conf", "cgroup.conf")
 POLICY = Path("/usr/sbin/policy-rc.d")  # exit code 101 there keeps packages from starting their daemons
 
+NAME = "randopt_tests"  # of the cluster, in the environment of its jobs: like no other's, since they are killed by it
 NODES, GPUS, CPUS = 3, 4, 16
 CONTROLLER_PORT, NODE_PORT, DATABASE_PORT = 16817, 17000, 16819
 
 SLURM_CONF = """\
-ClusterName=lab
+ClusterName={cluster}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 AuthType=auth/munge
@@ -244,11 +245,11 @@ class Cluster:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
-    def _kill_left_behind(self) -> None:
+    @staticmethod
+    def _kill_left_behind() -> None:
         """kill -9 of what a cancelled job has left: without cgroups SLURM loses a process whose parent went first."""
         for process in processes():
-            environment = environment_of(process.pid)
-            if environment.get("SLURM_CLUSTER_NAME") == "lab" and environment.get("SLURMD_NODENAME") in self.nodes():
+            if environment_of(process.pid).get("SLURM_CLUSTER_NAME") == NAME:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
 
@@ -276,6 +277,7 @@ class Cluster:
                 f"Gres=gpu:fake:{GPUS} State=UNKNOWN"
             )
         values = {
+            "cluster": NAME,
             "folder": self.folder,
             "host": host,
             "controller_port": CONTROLLER_PORT,
@@ -336,7 +338,7 @@ class Cluster:
             wait_for("slurmdbd", lambda: _listens(DATABASE_PORT), 60)
         finally:
             conf.unlink()
-        run("sacctmgr", "-i", "add", "cluster", "lab")
+        run("sacctmgr", "-i", "add", "cluster", NAME)
         run("sacctmgr", "-i", "add", "account", "labacct", "Description=lab", "Organization=lab")
         run("sacctmgr", "-i", "add", "user", "root", "Account=labacct")
 
