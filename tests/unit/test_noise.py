@@ -450,6 +450,37 @@ def test_many_tensors_at_once_where_an_out_lies_askew():
     assert torch.equal(buffer[1:], noise.perturb(base, NAME, TERM))
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_many_tensors_in_steps(stopped):
+    bases = many_bases()
+    together = noise.Together(bases, out={name: torch.zeros(b.shape, dtype=b.dtype) for name, b in bases.items()})
+    for terms in ([], TERM, [(1, 1e-2), (2, 0.5)], TERM):
+        together.begin(terms)
+        assert not together.done
+        together.run_until(np.array([int(stopped)]))
+        found = together.finish()
+        assert together.done
+        assert all(np.array_equal(bits(found[n]), bits(noise.perturb(bases[n], n, terms))) for n in bases)
+    with pytest.raises(UserError, match="seed -1"):
+        together.begin([(-1, 0.1)])
+
+
+def test_a_thread_that_makes_many_tensors_stops_when_it_is_told():
+    base = torch.zeros(200 * kernel.STRIP)
+    together, stop = noise.Together({NAME: base}), np.zeros(1, np.int64)
+    together.begin(TERM * 100)  # for seconds
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(together.run_until, stop)
+        while not together._out[NAME].any():
+            assert not running.done()
+        stop[0] = 1
+        running.result()
+    made = np.flatnonzero(together._out[NAME].numpy())[-1]
+    assert made < 200 * kernel.STRIP // 2, "it went on"
+    assert not together.done
+    assert torch.equal(together.finish()[NAME], noise.perturb(base, NAME, TERM * 100))
+
+
 def test_of_many_tensors_none_is_written_if_one_is_refused():
     base = torch.zeros(10)
     out = {"a": base.clone(), "b": torch.zeros(11)}

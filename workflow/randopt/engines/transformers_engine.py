@@ -56,7 +56,8 @@ class TransformersEngine:
         self._live = _live_tensors(self._model, self._base)
         if self.device == "cuda" and noise.runs_on(self._model.device):
             self._base = _beside_the_model(self._base)
-        self._perturbed = perturbed_names(manifest.tensors, settings.exclude)
+        perturbed = perturbed_names(manifest.tensors, settings.exclude)
+        self._weights = noise.Together({name: self._base[name] for name in perturbed}, law=settings.law, out=self._live)
         self._current: Perturbation = ()
         self._end = end_tokens(self._model.generation_config, self._tokenizer)
         self._prompts: dict[Item, list[int]] = {}
@@ -70,8 +71,8 @@ class TransformersEngine:
         if perturbation == self._current:
             return
         self._current = ((0, float("nan")),)  # equals nothing: a failure half-way is never mistaken for done
-        bases = {name: self._base[name] for name in self._perturbed}
-        noise.perturb_all(bases, perturbation, law=self.settings.law, out=self._live)
+        self._weights.begin(perturbation)
+        self._weights.finish()
         self._current = perturbation
 
     def weights_digest(self) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-__all__ = ["LAWS", "NOISE_VERSION", "perturb", "perturb_all", "runs_on", "shape_key", "tensor_key"]
+__all__ = ["LAWS", "NOISE_VERSION", "Together", "perturb", "perturb_all", "runs_on", "shape_key", "tensor_key"]
 
 log = logging.getLogger(__name__)
 
@@ -122,30 +122,76 @@ def perturb_all(
     time. No out may overlap the base of another tensor.
     Raises UserError as perturb does, before anything is written, for all tensors on the host.
     """
-    from randopt.noise import kernel
+    together = Together(bases, law=law, out=out)
+    together.begin(terms)
+    return together.finish()
 
-    checked = _checked_terms(terms)
-    pieces: dict[str, list[kernel.Piece]] = {}
-    results: dict[str, Any] = {}
-    others = []
-    for name, base in bases.items():
-        target = None if out is None else out[name]
-        if not checked or not _fit_for_pieces(base, target):
-            others.append(name)
-            continue
-        dtype = _checked_dtype(base, name)
-        key = _checked_key(name, law, tuple(base.shape), 0, None)
-        if target is None:
-            target = _new(base, "cpu")
-        else:
-            _check_out(base, target, name)
-        pieces.setdefault(dtype, []).append(kernel.Piece(base.data_ptr(), target.data_ptr(), base.numel(), key))
-        results[name] = target
-    for name in others:
-        results[name] = perturb(bases[name], name, checked, law=law, out=None if out is None else out[name])
-    for dtype, same in pieces.items():
-        kernel.perturb_pieces(same, kernel.LAYOUTS[dtype], checked, _thread_limit(results[name], None))
-    return {name: results[name] for name in bases}
+
+class Together:
+    """perturb_all in steps, for tensors that are perturbed again and again, from the same bases into the same out."""
+
+    def __init__(
+        self,
+        bases: "Mapping[str, torch.Tensor]",
+        *,
+        law: str = "iid",
+        out: "Mapping[str, torch.Tensor] | None" = None,
+    ) -> None:
+        """Raises UserError as perturb_all does, but for the terms."""
+        from randopt.noise import kernel
+
+        self._bases, self._law = bases, law
+        self._out: dict[str, Any] = {}  # of the tensors that the kernel takes together; it knows their addresses alone
+        self._others: dict[str, Any] = {}  # the out of the others, if given
+        self._terms: list[tuple[int, float]] = []
+        self._left = False
+        pieces: dict[str, list[kernel.Piece]] = {}
+        for name, base in bases.items():
+            target = None if out is None else out[name]
+            if not _fit_for_pieces(base, target):
+                self._others[name] = target
+                continue
+            dtype = _checked_dtype(base, name)
+            key = _checked_key(name, law, tuple(base.shape), 0, None)
+            if target is None:
+                target = _new(base, "cpu")
+            else:
+                _check_out(base, target, name)
+            pieces.setdefault(dtype, []).append(kernel.Piece(base.data_ptr(), target.data_ptr(), base.numel(), key))
+            self._out[name] = target
+        self._strips = [kernel.Strips(same, kernel.LAYOUTS[dtype]) for dtype, same in pieces.items()]
+
+    def begin(self, terms: Sequence[tuple[int, float]]) -> None:
+        """Do nothing yet, but forget what was done of other terms. Raises UserError for a term out of range."""
+        self._terms = _checked_terms(terms)
+        self._left = bool(self._others) or not self._terms
+        for strips in self._strips:
+            if self._terms:
+                strips.begin(self._terms)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left, of which a call that is still running says nothing."""
+        return not self._left and all(strips.done for strips in self._strips)
+
+    def run_until(self, stop: "np.ndarray") -> None:
+        """Do, in the calling thread alone and without the GIL, what one can until another thread sets stop (1,) int64.
+
+        Only of tensors on the host. Whoever goes on with finish() waits for this call to return.
+        """
+        for strips in self._strips if self._terms else ():
+            strips.run_until(stop)
+
+    def finish(self) -> "dict[str, torch.Tensor]":
+        """Do what is left, with every thread that torch may use; what perturb_all returns."""
+        alone = self._others if self._terms else self._others | self._out
+        made = {
+            name: perturb(self._bases[name], name, self._terms, law=self._law, out=out) for name, out in alone.items()
+        }
+        for strips in self._strips if self._terms else ():
+            strips.run(_thread_limit(next(iter(self._out.values())), None))
+        self._left = False
+        return {name: made[name] if name in made else self._out[name] for name in self._bases}
 
 
 def _fit_for_pieces(base: Any, target: Any) -> bool:
@@ -226,7 +272,9 @@ def _perturb_bits(
     from randopt.noise import kernel
 
     piece = kernel.Piece(source.ctypes.data, target.ctypes.data, source.size, key, start)
-    kernel.perturb_pieces([piece], kernel.LAYOUTS[dtype], terms, threads)
+    strips = kernel.Strips([piece], kernel.LAYOUTS[dtype])
+    strips.begin(terms)
+    strips.run(threads)
 
 
 def _is_torch(array: Any) -> bool:

@@ -223,27 +223,43 @@ def _strip(strip, firsts, sizes):
     return piece, low, min(STRIP, sizes[piece] - low)
 
 
-@_compile(parallel=True)
-def _perturb(sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables):
-    """_perturb_strip over the strips of all pieces, by as many threads as numba.get_num_threads() says.
+@_compile()
+def _perturb_nth(strip, sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables):
+    """_perturb_strip of one strip of all pieces.
 
     sources, targets, keys, starts (pieces,) uint64; sizes (pieces,) int64; firsts (pieces + 1,) int64, the number of
     strips before each piece and of all; like: an array of the pieces' type.
     """
     width = like.itemsize
-    for strip in numba.prange(firsts[-1]):
-        piece, low, size = _strip(strip, firsts, sizes)
-        following, ahead, more = _strip(strip + 1, firsts, sizes)
-        _perturb_strip(
-            numba.carray(_pointer(sources[piece] + np.uint64(low * width)), (size,), like.dtype),
-            numba.carray(_pointer(targets[piece] + np.uint64(low * width)), (size,), like.dtype),
-            numba.carray(_pointer(sources[following] + np.uint64(ahead * width)), (more,), like.dtype),
-            layout,
-            starts[piece] + np.uint64(low),
-            keys[piece],
-            seeds,
-            tables,
-        )
+    piece, low, size = _strip(strip, firsts, sizes)
+    following, ahead, more = _strip(strip + 1, firsts, sizes)
+    _perturb_strip(
+        numba.carray(_pointer(sources[piece] + np.uint64(low * width)), (size,), like.dtype),
+        numba.carray(_pointer(targets[piece] + np.uint64(low * width)), (size,), like.dtype),
+        numba.carray(_pointer(sources[following] + np.uint64(ahead * width)), (more,), like.dtype),
+        layout,
+        starts[piece] + np.uint64(low),
+        keys[piece],
+        seeds,
+        tables,
+    )
+
+
+@_compile(parallel=True)
+def _perturb(begin, sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables):
+    """_perturb_nth of the strips from `begin` on, by as many threads as numba.get_num_threads() says."""
+    for strip in numba.prange(begin, firsts[-1]):
+        _perturb_nth(strip, sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables)
+
+
+@_compile()
+def _perturb_until(stop, begin, sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables):
+    """_perturb_nth of strip after strip from `begin` on, in this thread, until stop (1,) is set; the first one left."""
+    strip = begin
+    while strip < firsts[-1] and stop[0] == 0:
+        _perturb_nth(strip, sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables)
+        strip += 1
+    return strip
 
 
 class Piece(NamedTuple):
@@ -277,25 +293,51 @@ def _start_threads() -> None:
         torch._C.set_num_threads(before)
 
 
-def perturb_pieces(
-    pieces: Sequence[Piece], layout: int, terms: Sequence[tuple[int, float]], threads: int | None = None
-) -> None:
-    """target = round(float32(source) + Σ float32(coefficient · z)) of every piece, all of one layout.
+class Strips:
+    """target = round(float32(source) + Σ float32(coefficient · z)) of every piece, all of one layout, cut into strips.
 
-    terms: (seed, coefficient), at least one. threads: at most numba.get_num_threads(), which is also the default; the
-    result does not depend on it.
+    For terms after terms: begin(), and then the strips in one call or in several, one at a time. Neither that nor the
+    number of threads changes a bit.
     """
-    sources, targets, sizes, keys, starts = np.array(pieces, dtype=np.uint64).T.copy()
-    sizes = sizes.astype(np.int64)
-    firsts = np.concatenate([[0], np.cumsum((sizes + STRIP - 1) // STRIP)])
-    like = np.empty(0, np.uint32 if layout == FLOAT32 else np.uint16)
-    seeds = np.array([seed for seed, _ in terms], dtype=np.uint64)
-    tables = quantiles.scaled(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
-    with _one_at_a_time:
-        _start_threads()
-        available = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(available, threads or available)))
-        try:
-            _perturb(sources, targets, sizes, keys, starts, firsts, like, layout, seeds, tables)
-        finally:
-            numba.set_num_threads(available)
+
+    def __init__(self, pieces: Sequence[Piece], layout: int) -> None:
+        sources, targets, sizes, keys, starts = np.array(pieces, dtype=np.uint64).T.copy()
+        sizes = sizes.astype(np.int64)
+        firsts = np.concatenate([[0], np.cumsum((sizes + STRIP - 1) // STRIP)])
+        like = np.empty(0, np.uint32 if layout == FLOAT32 else np.uint16)
+        self._pieces = (sources, targets, sizes, keys, starts, firsts, like, layout)
+        self._all = self._finished = int(firsts[-1])
+
+    def begin(self, terms: Sequence[tuple[int, float]]) -> None:
+        """terms: (seed, coefficient), at least one. No strip is done yet."""
+        seeds = np.array([seed for seed, _ in terms], dtype=np.uint64)
+        tables = quantiles.scaled(np.array([coefficient for _, coefficient in terms], dtype=np.float64).tobytes())
+        self._terms = (seeds, tables)
+        self._finished = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether no strip is left, of which a call that is still running says nothing."""
+        return self._finished == self._all
+
+    def run(self, threads: int | None = None) -> None:
+        """Do what is left, by at most `threads` threads; by default, and at most, numba.get_num_threads()."""
+        if self.done:
+            return
+        with _one_at_a_time:
+            _start_threads()
+            available = numba.get_num_threads()
+            numba.set_num_threads(max(1, min(available, threads or available)))
+            try:
+                _perturb(self._finished, *self._pieces, *self._terms)
+                self._finished = self._all
+            finally:
+                numba.set_num_threads(available)
+
+    def run_until(self, stop: np.ndarray) -> None:
+        """Do strip after strip in the calling thread alone, until all are done or another thread sets stop (1,) int64.
+
+        It holds neither the GIL nor Numba's threads, and looks at `stop` every 20 microseconds or so.
+        """
+        if not self.done:
+            self._finished = _perturb_until(stop, self._finished, *self._pieces, *self._terms)
