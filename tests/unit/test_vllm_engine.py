@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from randopt import engines, noise, parts
-from randopt.engines import Completion, EngineSettings, Item
+from randopt.engines import Completion, EngineSettings, Item, pipeline
 from randopt.errors import UserError
 from randopt.models import checkpoint
 from randopt.models.prepare import Manifest, load_manifest, prepare
@@ -118,6 +118,7 @@ HELD: list[Any] = []  # the engine of the process
 def held(manifest: Path, settings: EngineSettings = FLOAT32) -> Any:
     """The process's engine. Noise has been made before it: vLLM's start used to fail once Numba had compiled."""
     if not HELD:
+        pipeline.GROUP_BYTES = 20_000  # so that the tiny model is several groups, which a helper makes ahead
         noise.perturb(torch.zeros(8), "warm", ((1, 0.1),))
         HELD.append(engines.load("vllm", load_manifest(manifest), settings))
     return HELD[0]

@@ -110,7 +110,7 @@ class VllmEngine:
         self._current = perturbation
 
     def weights_digest(self) -> str:
-        """Digest of the checkpoint tensors in use, made once more in every rank.
+        """Digest of the checkpoint tensors in use, of every rank: on a CPU as they were loaded, else made once more.
 
         For the base it is also shown that the live parameters, buffers and packed linear layers of every rank are the
         bits of vLLM's own first load: at a shard's start, and at its end, after every perturbation was loaded the

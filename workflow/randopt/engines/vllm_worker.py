@@ -7,7 +7,8 @@ packs them as it did at the start.
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from randopt import noise
 from randopt.engines import reuse_memory
 from randopt.engines.base_weights import base_tensors
+from randopt.engines.pipeline import Pipeline
 from randopt.models import checkpoint
 from randopt.requests import Term
 
@@ -26,8 +28,6 @@ from randopt.requests import Term
 # candidate left behind is masked by a factor of 0, which does not help against the NaN of a broken one: without this,
 # every later candidate, and the base, answered differently. Set by import, in every process before the cache is made.
 KVCacheConfig.needs_kv_cache_zeroing = True
-
-GROUP_BYTES = 64 << 20  # five calls of the kernel for the demo's model; calls cost more where vLLM works in between
 
 
 def _counted_once(measure: Callable[..., tuple[int, Any]]) -> Callable[..., tuple[int, Any]]:
@@ -76,7 +76,7 @@ class WorkerExtension:
         """Read the base (`table`: name, file, dtype, shape of each tensor) and keep it at hand.
 
         On an accelerator it lies in device memory if `resident`, else in page-locked host memory. On the CPU it stays
-        memory-mapped.
+        memory-mapped, and a pipeline makes the tensors.
         """
         reuse_memory()  # for ranks that are processes of their own
         # It warns at each reload of layers that load nothing; randopt_shift_all finds those that should.
@@ -85,6 +85,7 @@ class WorkerExtension:
         base = base_tensors(Path(folder), infos, getattr(torch, dtype))
         self._randopt_law = law
         self._randopt_perturbed = frozenset(perturbed)
+        self._randopt_pipeline = Pipeline(base, perturbed, law) if self.device.type == "cpu" else None
         if resident:
             base = {name: tensor.to(self.device) for name, tensor in base.items()}
         elif self.device.type != "cpu":
@@ -94,7 +95,8 @@ class WorkerExtension:
     @torch.inference_mode()
     def randopt_set_weights(self, perturbation: Sequence[Term]) -> None:
         """Make this rank's weights those of base + Σ coefficient·ε(seed)."""
-        self._randopt_load(self._randopt_tensors(perturbation))
+        with closing(self._randopt_tensors(perturbation)) as tensors:
+            self._randopt_load(tensors)
 
     @torch.inference_mode()
     def randopt_shift_all(self) -> None:
@@ -104,7 +106,7 @@ class WorkerExtension:
         )
 
     def randopt_checkpoint_digest(self, perturbation: Sequence[Term]) -> str:
-        """Digest of the checkpoint tensors that this rank makes for `perturbation`."""
+        """Digest of the checkpoint tensors of `perturbation`, which this rank holds or makes."""
         return checkpoint.weights_digest((name, t.cpu()) for name, t in self._randopt_tensors(perturbation))
 
     @torch.inference_mode()
@@ -122,14 +124,19 @@ class WorkerExtension:
             else:
                 layer.quant_method.process_weights_after_loading(layer)
 
-    def _randopt_tensors(self, perturbation: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _randopt_tensors(self, perturbation: Sequence[Term]) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Every checkpoint tensor under its name, perturbed; on this rank's device but for those left as they are."""
-        for names in _groups(self._randopt_base):
-            chosen = [name for name in names if perturbation and name in self._randopt_perturbed]
-            here = {name: self._randopt_base[name].to(self.device, non_blocking=True) for name in chosen}
-            made = noise.perturb_all(here, perturbation, law=self._randopt_law)
-            for name in names:
-                yield name, made.pop(name) if name in made else self._randopt_base[name]
+        if not perturbation:
+            yield from self._randopt_base.items()
+        elif self._randopt_pipeline:
+            yield from self._randopt_pipeline.tensors(perturbation)
+        else:
+            for name, base in self._randopt_base.items():
+                if name in self._randopt_perturbed:
+                    here = base.to(self.device, non_blocking=True)
+                    yield name, noise.perturb(here, name, perturbation, law=self._randopt_law)
+                else:
+                    yield name, base
 
     @cached_property
     def _randopt_tied(self) -> list[tuple[Any, Any]]:
@@ -147,19 +154,6 @@ class WorkerExtension:
             if owner is not layer and hasattr(layer, "cpu_linear"):
                 tied.append((layer, owner))
         return tied
-
-
-def _groups(base: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
-    """Names of neighbours in the checkpoint that are made at once: one tensor, or several of GROUP_BYTES in all."""
-    group: list[str] = []
-    size = 0
-    for name, tensor in base.items():
-        if group and size + tensor.nbytes > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += tensor.nbytes
-    yield group
 
 
 def _kind(kind: str, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
