@@ -68,7 +68,8 @@ def test_the_helper_makes_groups_while_the_loader_is_at_work(threads) -> None:
     made = Pipeline(BASE, PERTURBED, "iid")
     at_work = made.tensors(((1, 0.3),))
     next(at_work)
-    time.sleep(0.5)
+    while made._running and not made._running.done():
+        time.sleep(0.01)
     assert all(group.done or "turned" in names for names, group in made._groups[1:]) == (threads > 1)
     at_work.close()
 

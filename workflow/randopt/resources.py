@@ -8,11 +8,11 @@ from randopt.experiment import Run
 from randopt.speed import billions
 
 BYTES_PER_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
-# Of the weights in host memory: the pristine base, those in use, and those being loaded, which vLLM packs on a CPU.
-# On CPUs, models of 0.3, 1.1 and 2.9 GB peaked at 1.4, 3.2 and 6.9 GB; with vLLM at 3.1, 6.2 and 12.1 GB
-# (benchmarks/memory.py): 2.16 and 3.5 times the weights and 0.7 and 2.1 GB, of which 1 is vLLM's cache. GPUs are asked
-# the same, where less is held on the host; nothing was measured there.
-COPIES = {"transformers": 2.5, "vllm": 4.5}
+# Of the weights in host memory: the pristine base and those in use; on a CPU vLLM has buffers for those being made
+# and packs those being loaded. On CPUs, models of 0.3, 1.1 and 2.9 GB peaked at 1.4, 3.2 and 6.9 GB; with vLLM at 3.5,
+# 7.3 and 14.9 GB (benchmarks/memory.py): 2.14 and 4.45 times the weights and 0.8 and 2.2 GB, of which 1 is vLLM's
+# cache. GPUs are asked the same, where less is held on the host; nothing was measured there.
+COPIES = {"transformers": 2.5, "vllm": 5.0}
 OTHER_MB = 6000
 START_MINUTES = 15  # a cold file system, a slow node
 MEASURED_FACTOR = 2.0  # between a probe's speed and that of the slowest node and the longest answers
