@@ -18,41 +18,12 @@ from hypothesis import strategies as st
 from randopt import noise
 from randopt.errors import UserError
 from randopt.noise import kernel, quantiles, reference
-
-NAME = "model.layers.0.self_attn.q_proj.weight"
-KEY = noise.tensor_key(NAME)
-TERM = [(42, 1e-3)]
-DTYPES = ("bfloat16", "float16", "float32")
+from tests.unit.noises import DTYPES, KEY, NAME, TERM, bits, expected, random_base, tensor
 
 quick = settings(max_examples=60, deadline=None)  # the first example may wait for the compiler
 seeds = st.integers(0, 2**64 - 1)
 coefficients = st.floats(-10, 10) | st.sampled_from([0.0, -0.0, 1e-45, 3e38, -1e300, 5e-4])
 term_lists = st.lists(st.tuples(seeds, coefficients), min_size=1, max_size=4)
-
-
-def tensor(bits: np.ndarray, dtype: str) -> torch.Tensor:
-    """A torch tensor of that dtype with its own copy of the bit patterns (uint16 or uint32)."""
-    signed = np.int32 if dtype == "float32" else np.int16
-    return torch.from_numpy(bits.view(signed).copy()).view(getattr(torch, dtype))
-
-
-def bits(values: torch.Tensor) -> np.ndarray:
-    """The bit patterns of a torch tensor, same shape."""
-    if values.dtype == torch.float32:
-        return values.contiguous().view(torch.int32).numpy().view(np.uint32)
-    return values.contiguous().view(torch.int16).numpy().view(np.uint16)
-
-
-def expected(base: torch.Tensor, terms, start: int = 0, key: int = KEY) -> np.ndarray:
-    """The bit patterns that the reference gives."""
-    array = bits(base) if base.dtype == torch.bfloat16 else base.contiguous().numpy()
-    result = reference.perturb(array, key, terms, start)
-    return result.view(np.uint32 if base.dtype == torch.float32 else np.uint16)
-
-
-def random_base(size: int, dtype: str, seed: int = 0) -> torch.Tensor:
-    values = np.random.default_rng(seed).standard_normal(size, dtype=np.float32) * np.float32(0.02)
-    return torch.from_numpy(values).to(getattr(torch, dtype))
 
 
 # Philox
@@ -412,84 +383,6 @@ def test_numpy_arrays(dtype):
     assert np.array_equal(base, result)
     scalar = noise.perturb(np.zeros((), dtype), NAME, TERM)
     assert isinstance(scalar, np.ndarray) and scalar.shape == ()
-
-
-# Many tensors at once
-
-
-def many_bases() -> dict[str, torch.Tensor]:
-    """Tensors that share strips, threads and the kernel's call: small, empty, large, of all dtypes, strided."""
-    sizes = [1, 7, 0, kernel.STRIP, 3 * kernel.STRIP + 13, 300, 576, kernel.STRIP + 1]
-    bases = {f"{dtype}.{i}": random_base(n, dtype, i) for i, n in enumerate(sizes) for dtype in DTYPES}
-    bases["scalar"] = random_base(1, "float32")[0]
-    bases["turned"] = random_base(60, "bfloat16").reshape(6, 10).T
-    return bases
-
-
-@pytest.mark.parametrize("law", noise.LAWS)
-@pytest.mark.parametrize("terms", [TERM, [(1, 1e-2), (2**64 - 1, -3e-3), (1, 0.5)], []])
-def test_many_tensors_at_once_get_what_each_gets_alone(terms, law):
-    bases = many_bases()
-    alone = {name: noise.perturb(base, name, terms, law=law) for name, base in bases.items()}
-    found = noise.perturb_all(bases, terms, law=law)
-    assert list(found) == list(bases)
-    assert all(np.array_equal(bits(found[name]), bits(alone[name])) for name in bases)
-    out = {name: torch.full(base.shape, math.nan, dtype=base.dtype) for name, base in bases.items()}
-    found = noise.perturb_all(bases, terms, law=law, out=out)
-    assert all(found[name] is out[name] for name in bases)
-    assert all(np.array_equal(bits(out[name]), bits(alone[name])) for name in bases)
-    own = {name: base.clone(memory_format=torch.contiguous_format) for name, base in bases.items()}
-    noise.perturb_all(own, terms, law=law, out=own)
-    assert all(np.array_equal(bits(own[name]), bits(alone[name])) for name in bases)
-
-
-def test_many_tensors_at_once_where_an_out_lies_askew():
-    base = random_base(1000, "bfloat16")
-    buffer = torch.cat([base, base[:1]])
-    noise.perturb_all({NAME: buffer[:-1], "b": base}, TERM, out={NAME: buffer[1:], "b": torch.empty_like(base)})
-    assert torch.equal(buffer[1:], noise.perturb(base, NAME, TERM))
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_many_tensors_in_steps(stopped):
-    bases = many_bases()
-    together = noise.Together(bases, out={name: torch.zeros(b.shape, dtype=b.dtype) for name, b in bases.items()})
-    for terms in ([], TERM, [(1, 1e-2), (2, 0.5)], TERM):
-        together.begin(terms)
-        assert not together.done
-        together.run_until(np.array([int(stopped)]))
-        found = together.finish()
-        assert together.done
-        assert all(np.array_equal(bits(found[n]), bits(noise.perturb(bases[n], n, terms))) for n in bases)
-    with pytest.raises(UserError, match="seed -1"):
-        together.begin([(-1, 0.1)])
-
-
-def test_a_thread_that_makes_many_tensors_stops_when_it_is_told():
-    base = torch.zeros(200 * kernel.STRIP)
-    together, stop = noise.Together({NAME: base}), np.zeros(1, np.int64)
-    together.begin(TERM * 100)  # for seconds
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(together.run_until, stop)
-        while not together._out[NAME].any():
-            assert not running.done()
-        stop[0] = 1
-        running.result()
-    made = np.flatnonzero(together._out[NAME].numpy())[-1]
-    assert made < 200 * kernel.STRIP // 2, "it went on"
-    assert not together.done
-    assert torch.equal(together.finish()[NAME], noise.perturb(base, NAME, TERM * 100))
-
-
-def test_of_many_tensors_none_is_written_if_one_is_refused():
-    base = torch.zeros(10)
-    out = {"a": base.clone(), "b": torch.zeros(11)}
-    with pytest.raises(UserError, match=r"out for 'b'"):
-        noise.perturb_all({"a": base, "b": base}, TERM, out=out)
-    assert not out["a"].any()
-    with pytest.raises(UserError, match="seed -1"):
-        noise.perturb_all({}, [(-1, 0.1)])
-    assert noise.perturb_all({}, TERM) == {}
 
 
 def test_a_device_gets_the_host_result(monkeypatch):

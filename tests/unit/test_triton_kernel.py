@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from randopt import noise
 from randopt.noise import reference
-from tests.unit.test_noise import DTYPES, KEY, NAME, TERM, bits, coefficients, expected, random_base, seeds, tensor
+from tests.unit.noises import DTYPES, KEY, NAME, TERM, bits, expected, random_base, tensor
+from tests.unit.test_noise import coefficients, seeds
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 with pytest.MonkeyPatch.context() as patch:  # read when a kernel is defined, Triton's own included

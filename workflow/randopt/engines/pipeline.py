@@ -15,7 +15,7 @@ import torch
 from randopt import noise
 from randopt.requests import Term
 
-GROUP_BYTES = 16 << 20
+GROUP_BYTES = 16 << 20  # 32 took as long
 
 
 class Pipeline:
