@@ -63,15 +63,16 @@ def test_many_tensors_in_steps(stopped):
 
 def test_a_thread_that_makes_many_tensors_stops_when_it_is_told():
     base = torch.zeros(200 * kernel.STRIP)
-    together, stop = noise.Together({NAME: base}), np.zeros(1, np.int64)
+    out, stop = torch.zeros_like(base), np.zeros(1, np.int64)
+    together = noise.Together({NAME: base}, out={NAME: out})
     together.begin(TERM * 100)  # for seconds
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(together.run_until, stop)
-        while not together._out[NAME].any():
+        while not out.any():
             assert not running.done()
         stop[0] = 1
         running.result()
-    made = np.flatnonzero(together._out[NAME].numpy())[-1]
+    made = np.flatnonzero(out.numpy())[-1]
     assert made < 200 * kernel.STRIP // 2, "it went on"
     assert not together.done
     assert torch.equal(together.finish()[NAME], noise.perturb(base, NAME, TERM * 100))
